@@ -1,0 +1,2 @@
+//! The kvpipe command line.
+fn main() {}

@@ -1,0 +1,61 @@
+//! std or loom: the only place that names either.
+//!
+//! Everything that loom must see (the queue, the pipe, the memory transport) takes its lock, its
+//! reference counts and its threads from here, and nothing else.
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    future::block_on,
+    sync::{Arc, MutexGuard},
+};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Arc, MutexGuard};
+
+/// A mutex whose `lock` can't fail: a panic of another holder does not take ours down, because no
+/// critical section here leaves a broken state behind.
+#[derive(Debug)]
+pub(crate) struct Mutex<T> {
+    #[cfg(loom)]
+    inner: loom::sync::Mutex<T>,
+    #[cfg(not(loom))]
+    inner: std::sync::Mutex<T>,
+}
+
+impl<T> Mutex<T> {
+    #[cfg(loom)]
+    pub(crate) fn new(value: T) -> Self {
+        Self { inner: loom::sync::Mutex::new(value) }
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) const fn new(value: T) -> Self {
+        Self { inner: std::sync::Mutex::new(value) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Runs a future on this thread, parking it between polls.
+#[cfg(not(loom))]
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    use std::task::{Context, Poll, Wake, Waker};
+
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
