@@ -6,10 +6,10 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     future::block_on,
-    sync::{Arc, MutexGuard},
+    sync::MutexGuard,
 };
 #[cfg(not(loom))]
-pub(crate) use std::sync::{Arc, MutexGuard};
+pub(crate) use std::sync::MutexGuard;
 
 /// A mutex whose `lock` can't fail: a panic of another holder does not take ours down, because no
 /// critical section here leaves a broken state behind.
