@@ -16,3 +16,4 @@ pub mod wire;
 pub use config::PipeConfig;
 pub use error::{Error, Link, Result};
 pub use pipe::Pipe;
+pub use tensor::{DType, Item, Shape, Tensor};

@@ -1,0 +1,11 @@
+//! Loom models: every thread interleaving up to a preemption bound, each model named after its
+//! hazard.
+//!
+//! `RUSTFLAGS="--cfg loom -C debug_assertions" cargo test --release --test loom`
+
+#![cfg(loom)]
+#![allow(missing_docs, reason = "a test binary")]
+
+mod pipe;
+mod queue;
+mod support;

@@ -1,0 +1,108 @@
+//! Running models, and transports whose steps a model writes itself.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+
+use bytes::Bytes;
+use kvpipe::transport::{Inbox, Incoming, Outbox, Outgoing};
+use kvpipe::{DType, Item, Link, PipeConfig, Result, Shape, Tensor};
+
+/// Explores every interleaving of `model` with at most `preemptions` preemptions, and prints how
+/// many there were.
+pub(crate) fn explore(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    static EXECUTIONS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    // One model at a time: the count is of this one, and two would only take turns on the cores.
+    let _alone = EXECUTIONS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let executions = std::sync::Arc::new(AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&executions);
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 20_000;
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        model();
+    });
+    println!("{name}: {} executions at bound {preemptions}", executions.load(Ordering::Relaxed));
+}
+
+/// An item with `bytes` of payload, each of them `mark`.
+pub(crate) fn item(bytes: usize, mark: u8) -> Item {
+    let shape = Shape::new(&[bytes]).unwrap();
+    Some(Tensor::new(DType::UInt8, shape, Bytes::from(vec![mark; bytes])).unwrap())
+}
+
+/// The mark of an item.
+pub(crate) fn mark(item: &Item) -> u8 {
+    item.as_ref().unwrap().bytes()[0]
+}
+
+pub(crate) fn budget(bytes: usize) -> PipeConfig {
+    PipeConfig::default().with_buffer_bytes(bytes)
+}
+
+pub(crate) type Steps<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// A sending direction that does what the model says.
+pub(crate) fn consumer<F>(steps: F) -> Consumer<F>
+where
+    F: for<'a> FnOnce(&'a Outbox) -> Steps<'a> + Send + 'static,
+{
+    Consumer(steps)
+}
+
+/// A receiving direction that does what the model says.
+pub(crate) fn producer<F>(steps: F) -> Producer<F>
+where
+    F: for<'a> FnOnce(&'a Inbox) -> Steps<'a> + Send + 'static,
+{
+    Producer(steps)
+}
+
+/// See [`consumer`].
+pub(crate) struct Consumer<F>(F);
+
+impl<F> Outgoing for Consumer<F>
+where
+    F: for<'a> FnOnce(&'a Outbox) -> Steps<'a> + Send + 'static,
+{
+    fn link(&self) -> Link {
+        Link::new(0, 1)
+    }
+
+    async fn run(self, items: &Outbox) -> Result<()> {
+        (self.0)(items).await
+    }
+}
+
+/// See [`producer`].
+pub(crate) struct Producer<F>(F);
+
+impl<F> Incoming for Producer<F>
+where
+    F: for<'a> FnOnce(&'a Inbox) -> Steps<'a> + Send + 'static,
+{
+    fn link(&self) -> Link {
+        Link::new(1, 0)
+    }
+
+    async fn run(self, items: &Inbox) -> Result<()> {
+        (self.0)(items).await
+    }
+}
+
+/// Takes and settles items until the end of the stream.
+pub(crate) fn drain(items: &Outbox) -> Steps<'_> {
+    Box::pin(async move {
+        while let Some((sequence, _)) = items.next().await? {
+            items.settle(sequence + 1);
+        }
+        Ok(())
+    })
+}
+
+/// Polls `future` once, and says whether it was ready.
+pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_ready())).await
+}
