@@ -156,7 +156,11 @@ impl Sender {
     /// before it took them all.
     pub async fn close(&self) -> Result<()> {
         self.finish();
-        self.side.queue.ended().await
+        match self.side.queue.ended().await {
+            // It left, but not before it had taken everything: nothing was lost.
+            Err(Error::ReceiverClosed { taken, .. }) if taken == self.side.queue.accepted() => Ok(()),
+            ended => ended,
+        }
     }
 
     /// Every item that was accepted and is not acknowledged, oldest first. After a failure that is

@@ -160,7 +160,6 @@ impl MemoryOutgoing {
         let link = self.link.clone();
         match answer {
             Answer::Finished => Ok(()),
-            Answer::Closed { taken } if complete && taken == items.settled() => Ok(()),
             Answer::Closed { taken } => Err(Error::ReceiverClosed { link, taken }),
             // The answer is lost, the items are not.
             Answer::Gone(_) if complete => Ok(()),
