@@ -17,8 +17,8 @@
 //!
 //! # Hostile input
 //!
-//! What is decoded may come from anybody. Decoding never panics, reads at most 4,096 bytes, allocates
-//! no more than the bytes it was given, and accepts one form only: whatever decodes, encodes to the
+//! What is decoded may come from anybody. Decoding never panics, refuses input of more than 4,096
+//! bytes, never allocates more than that, and accepts one form only: whatever decodes, encodes to the
 //! same bytes again. Everything else is a [`DecodeError`] that names the fault.
 
 pub mod auth;
