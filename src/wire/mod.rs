@@ -1,1 +1,33 @@
-//! Placeholder.
+//! Every byte that kvpipe's own protocol puts on a wire: pure encoding and decoding, no I/O, no clock.
+//!
+//! | module | what | who sends it |
+//! |---|---|---|
+//! | [`metadata`] | what an item is: None, or dtype and shape | every native transport |
+//! | [`frame`] | framing, and the frames of the two directions of an edge | the tcp transport |
+//! | [`handshake`] | the four messages before the first frame | the tcp transport |
+//! | [`auth`] | the shared secret, and the proof of knowing it | the tcp transport |
+//! | [`text`] | the two kinds of text that messages carry | both |
+//!
+//! # Encoding
+//!
+//! Fields follow one another as bincode 2.0.1 writes them with fixed-width integers: little endian,
+//! nothing in between, a text as its length in bytes (u64) and UTF-8, an optional field as one byte
+//! 0 or 1 and then the value. Variable-width integers are not used, because bincode accepts the same
+//! number in several widths.
+//!
+//! # Hostile input
+//!
+//! What is decoded may come from anybody. Decoding never panics, refuses input of more than 4,096
+//! bytes, never allocates more than that, and accepts one form only: whatever decodes, encodes to the
+//! same bytes again. Everything else is a [`DecodeError`] that names the fault.
+
+pub mod auth;
+mod codec;
+mod error;
+pub mod frame;
+pub mod handshake;
+pub mod metadata;
+pub mod text;
+
+pub use error::DecodeError;
+pub use metadata::Metadata;

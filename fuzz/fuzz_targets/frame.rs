@@ -1,0 +1,19 @@
+//! Bodies of frames of both directions, and frames in a stream.
+
+#![no_main]
+
+use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply, frame_in};
+use kvpipe_fuzz::{check, within_limit};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    check(bytes, Frame::decode, Frame::encode_into, PREFIX_BYTES);
+    check(bytes, Reply::decode, Reply::encode_into, PREFIX_BYTES);
+    assert!(Frame::decode(bytes).is_err() || Reply::decode(bytes).is_err(), "decodes in both directions");
+
+    let mut stream = bytes;
+    while let Ok(Some(body)) = within_limit(|| frame_in(stream)) {
+        check(&stream[body.clone()], Frame::decode, Frame::encode_into, PREFIX_BYTES);
+        stream = &stream[body.end..];
+    }
+});

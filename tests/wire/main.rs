@@ -1,0 +1,9 @@
+//! The wire format, from outside: frozen bytes, a second implementation, and what every message must
+//! hold to against hostile input.
+
+mod framing;
+mod golden;
+mod hostile;
+mod message;
+mod oracle;
+mod properties;
