@@ -1,0 +1,221 @@
+//! One connection of a client: exchanges of requests and replies, one after another.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout_at};
+
+use super::protocol::{Expected, MAGIC, ProtocolError, Reply, ReplyParser, Request};
+use crate::net::Stream;
+use crate::store::Limits;
+
+/// How long the server may take to answer CANCEL_WAIT, once the deadline has passed.
+const CANCEL_WITHIN: Duration = Duration::from_secs(1);
+
+/// How much room there is for what the server sends, at least.
+const READ_BUFFER_BYTES: usize = 16 << 10;
+
+/// Why an exchange failed. The connection is of no more use.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The deadline passed.
+    Late,
+    /// The connection broke, or the server closed it.
+    Broken(io::Error),
+    /// The server does not speak the protocol, or a value is over the limit.
+    Protocol(ProtocolError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
+    }
+}
+
+impl From<ProtocolError> for Failure {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl Failure {
+    /// As the source of an [`Error::Io`](crate::Error::Io).
+    pub(super) fn into_io(self) -> io::Error {
+        match self {
+            Self::Late => io::ErrorKind::TimedOut.into(),
+            Self::Broken(error) => error,
+            Self::Protocol(error) => io::Error::new(io::ErrorKind::InvalidData, error),
+        }
+    }
+}
+
+/// `future` until `deadline`.
+pub(super) async fn within<T>(
+    deadline: Instant,
+    future: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    timeout_at(deadline, future).await.unwrap_or(Err(Failure::Late))
+}
+
+/// A validated connection.
+///
+/// An exchange that is dropped midway leaves bytes behind that belong to nobody: whoever drops one
+/// drops the connection with it. Only [`wait`](Self::wait) looks after itself when its deadline passes.
+pub(super) struct Connection<S: Stream> {
+    reader: S::Reader,
+    writer: S::Writer,
+    local_addr: SocketAddr,
+    limits: Limits,
+    /// Read, but not yet part of a reply.
+    unread: BytesMut,
+}
+
+impl<S: Stream> Connection<S> {
+    /// Introduces us: VALIDATE and PING in one write, since libuv's server drops a client whose
+    /// VALIDATE comes in pieces; the echo proves that a store is there.
+    pub(super) async fn open(stream: S, nonce: u32, limits: Limits) -> Result<Self, Failure> {
+        let local_addr = stream.local_addr()?;
+        let (reader, writer) = stream.split();
+        let mut connection = Self { reader, writer, local_addr, limits, unread: BytesMut::new() };
+        let mut introduction = BytesMut::new();
+        Request::Validate { magic: MAGIC }.encode(&mut introduction);
+        Request::Ping { nonce }.encode(&mut introduction);
+        connection.write(introduction).await?;
+        connection.pong(nonce).await?;
+        Ok(connection)
+    }
+
+    /// Our end.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// False if the server has closed it, or has sent what nobody asked for.
+    pub(super) async fn is_idle(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let nothing_to_read = poll_fn(|context| {
+            Poll::Ready(Pin::new(&mut self.reader).poll_read(context, &mut buffer).is_pending())
+        });
+        self.unread.is_empty() && nothing_to_read.await
+    }
+
+    /// SET has no reply, and a server that refuses it says nothing until the next request. So a PING
+    /// follows in the same write, whose echo says that the value is stored.
+    pub(super) async fn set(&mut self, key: Bytes, value: Bytes, nonce: u32) -> Result<(), Failure> {
+        let request = Request::Set { key, value };
+        let (mut head, mut ping) = (BytesMut::new(), BytesMut::new());
+        let value = request.encode_up_to_value(&mut head);
+        Request::Ping { nonce }.encode(&mut ping);
+        self.write(head.chain(value).chain(ping)).await?;
+        self.pong(nonce).await
+    }
+
+    /// The key must be there: some servers answer with an empty value if it is not, others close.
+    pub(super) async fn get(&mut self, key: Bytes) -> Result<Bytes, Failure> {
+        self.request(&Request::Get { key }).await?;
+        match self.receive(Expected::Value).await? {
+            Reply::Value(value) => Ok(value),
+            other => Err(wrong_reply("GET", &other)),
+        }
+    }
+
+    pub(super) async fn add(&mut self, key: Bytes, delta: i64) -> Result<i64, Failure> {
+        self.request(&Request::Add { key, delta }).await?;
+        match self.receive(Expected::Number).await? {
+            Reply::Number(sum) => Ok(sum),
+            other => Err(wrong_reply("ADD", &other)),
+        }
+    }
+
+    pub(super) async fn check(&mut self, keys: Vec<Bytes>) -> Result<bool, Failure> {
+        self.request(&Request::Check { keys }).await?;
+        match self.receive(Expected::Readiness).await? {
+            Reply::Ready => Ok(true),
+            Reply::NotReady => Ok(false),
+            other => Err(wrong_reply("CHECK", &other)),
+        }
+    }
+
+    pub(super) async fn delete(&mut self, key: Bytes) -> Result<bool, Failure> {
+        self.request(&Request::DeleteKey { key }).await?;
+        match self.receive(Expected::Number).await? {
+            Reply::Number(deleted) => Ok(deleted == 1),
+            other => Err(wrong_reply("DELETE_KEY", &other)),
+        }
+    }
+
+    /// Waits for all keys; false if the deadline passes first, and then the connection is as good as
+    /// before: the wait is cancelled at the server.
+    ///
+    /// The keys may come while CANCEL_WAIT is on its way. Then the server has answered both, 00 and 01,
+    /// and both are read; it is still false, as the deadline had passed (so does PyTorch's client).
+    pub(super) async fn wait(&mut self, keys: Vec<Bytes>, deadline: Instant) -> Result<bool, Failure> {
+        within(deadline, self.request(&Request::Wait { keys })).await?;
+        // Dropping `receive` at the deadline loses nothing: the reply has one byte.
+        match timeout_at(deadline, self.receive(Expected::Wait)).await {
+            Ok(Ok(Reply::StopWaiting)) => Ok(true),
+            Ok(Ok(other)) => Err(wrong_reply("WAIT", &other)),
+            Ok(Err(failure)) => Err(failure),
+            Err(_elapsed) => within(Instant::now() + CANCEL_WITHIN, self.cancel_wait()).await.map(|()| false),
+        }
+    }
+
+    async fn cancel_wait(&mut self) -> Result<(), Failure> {
+        self.request(&Request::CancelWait).await?;
+        let mut reply = self.receive(Expected::Wait).await?;
+        if reply == Reply::StopWaiting {
+            reply = self.receive(Expected::Wait).await?;
+        }
+        match reply {
+            Reply::WaitCanceled => Ok(()),
+            other => Err(wrong_reply("CANCEL_WAIT", &other)),
+        }
+    }
+
+    async fn pong(&mut self, nonce: u32) -> Result<(), Failure> {
+        match self.receive(Expected::Pong).await? {
+            Reply::Pong(echo) if echo == nonce => Ok(()),
+            other => Err(wrong_reply("PING", &other)),
+        }
+    }
+
+    async fn request(&mut self, request: &Request) -> Result<(), Failure> {
+        let mut bytes = BytesMut::new();
+        request.encode(&mut bytes);
+        self.write(bytes).await
+    }
+
+    async fn write(&mut self, mut bytes: impl Buf) -> Result<(), Failure> {
+        self.writer.write_all_buf(&mut bytes).await?;
+        Ok(self.writer.flush().await?)
+    }
+
+    async fn receive(&mut self, expected: Expected) -> Result<Reply, Failure> {
+        let mut parser = ReplyParser::new(expected, &self.limits);
+        loop {
+            let mut input = &self.unread[..];
+            let reply = parser.parse(&mut input)?;
+            let used = self.unread.len() - input.len();
+            self.unread.advance(used);
+            if let Some(reply) = reply {
+                return Ok(reply);
+            }
+            self.unread.reserve(READ_BUFFER_BYTES);
+            if self.reader.read_buf(&mut self.unread).await? == 0 {
+                let closed = "the server closed the connection";
+                return Err(Failure::Broken(io::Error::new(io::ErrorKind::UnexpectedEof, closed)));
+            }
+        }
+    }
+}
+
+fn wrong_reply(request: &'static str, reply: &Reply) -> Failure {
+    Failure::Protocol(ProtocolError::WrongReply { request, reply: format!("{reply:?}") })
+}

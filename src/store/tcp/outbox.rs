@@ -1,0 +1,151 @@
+//! Replies on their way to one client.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::protocol::Reply;
+use crate::sync::Mutex;
+
+/// The replies that one client has not taken yet.
+///
+/// Pushing never waits, because wake-ups come from other clients' requests, and no client may slow
+/// another one. The bound is kept at the other end: a client whose outbox is full is not read from
+/// until there is [`room`](Self::room), so that it holds at most the limit, one more reply, and the one
+/// wake-up that it may have pending.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    queue: Mutex<Queue>,
+    limit_bytes: usize,
+    /// The queue has something, or is closed. One task waits.
+    filled: Notify,
+    /// Something was written. One task waits.
+    drained: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    replies: Vec<Reply>,
+    /// Of the queued replies and of those being written.
+    bytes: usize,
+    closed: bool,
+}
+
+/// Values up to this size are copied next to their neighbours, to save a system call each.
+const COPIED_VALUE_BYTES: usize = 4 << 10;
+
+impl Outbox {
+    pub(super) fn new(limit_bytes: usize) -> Self {
+        let (queue, filled, drained) = (Mutex::new(Queue::default()), Notify::new(), Notify::new());
+        Self { queue, limit_bytes, filled, drained }
+    }
+
+    /// Adds a reply; forgets it if the outbox is closed.
+    pub(super) fn push(&self, reply: Reply) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.bytes += held_bytes(&reply);
+            queue.replies.push(reply);
+            self.filled.notify_one();
+        }
+    }
+
+    /// What is in it is still written, and then [`write_to`](Self::write_to) ends.
+    pub(super) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.filled.notify_one();
+    }
+
+    /// Waits until less than the limit is held. Cancel safe; for one task.
+    pub(super) async fn room(&self) {
+        while self.queue.lock().bytes >= self.limit_bytes {
+            self.drained.notified().await;
+        }
+    }
+
+    /// Writes what is pushed until the outbox is closed and empty. Not cancel safe: a reply may be
+    /// written in part. For one task.
+    pub(super) async fn write_to(&self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut buffer = BytesMut::new();
+        while let Some(replies) = self.take().await {
+            let written_bytes = replies.iter().map(held_bytes).sum::<usize>();
+            for reply in replies {
+                let value = reply.encode_up_to_value(&mut buffer);
+                if value.len() > COPIED_VALUE_BYTES {
+                    writer.write_all_buf(&mut (&mut buffer).chain(value)).await?;
+                } else {
+                    buffer.extend_from_slice(value);
+                }
+            }
+            writer.write_all_buf(&mut buffer).await?;
+            writer.flush().await?;
+            self.queue.lock().bytes -= written_bytes;
+            self.drained.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn take(&self) -> Option<Vec<Reply>> {
+        loop {
+            {
+                let mut queue = self.queue.lock();
+                if !queue.replies.is_empty() {
+                    return Some(std::mem::take(&mut queue.replies));
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// What a reply costs in memory: many small ones are not free.
+fn held_bytes(reply: &Reply) -> usize {
+    size_of::<Reply>() + reply.encoded_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn room_returns_once_the_client_has_read() {
+        let outbox = Outbox::new(held_bytes(&Reply::Pong(0)));
+        outbox.room().await;
+        outbox.push(Reply::Pong(7));
+        let (mut near, mut far) = tokio::io::duplex(1);
+        let soon = std::time::Duration::from_secs(1);
+        let writing = outbox.write_to(&mut near);
+        tokio::pin!(writing);
+        let full = tokio::select! { biased; _ = &mut writing => false, () = outbox.room() => false,
+        () = tokio::time::sleep(soon) => true };
+        assert!(full, "the client has read nothing");
+        let mut read = [0; 4];
+        let reading = tokio::io::AsyncReadExt::read_exact(&mut far, &mut read);
+        tokio::select! { biased; _ = &mut writing => panic!("not closed"), result = reading => result.unwrap() };
+        tokio::select! { biased; _ = &mut writing => panic!("not closed"), () = outbox.room() => {} };
+        assert_eq!(u32::from_le_bytes(read), 7);
+    }
+
+    #[tokio::test]
+    async fn what_was_pushed_before_the_close_is_written_in_order_and_nothing_after() {
+        let outbox = Outbox::new(1 << 20);
+        let large = vec![b'x'; COPIED_VALUE_BYTES + 1];
+        for reply in [Reply::Ready, Reply::Value(large.clone().into()), Reply::Value("s".into())] {
+            outbox.push(reply);
+        }
+        outbox.close();
+        outbox.push(Reply::NotReady);
+        let mut written = Vec::new();
+        outbox.write_to(&mut written).await.unwrap();
+        let mut expected = vec![0];
+        expected.extend_from_slice(&(large.len() as u64).to_le_bytes());
+        expected.extend_from_slice(&large);
+        expected.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, b's']);
+        assert_eq!(written, expected);
+    }
+}
