@@ -7,8 +7,8 @@ use super::stats::{BlockedTime, SendStats};
 use crate::error::{Error, Link, Result};
 use crate::queue::{self, ByteQueue};
 use crate::sync::block_on;
-use crate::tensor::{self, Item};
-use crate::transport::check_item_bytes;
+use crate::tensor::Item;
+use crate::transport::{check_item_bytes, item_bytes};
 
 /// The sending half of a [`Pipe`](super::Pipe). Clones share it.
 ///
@@ -63,7 +63,7 @@ impl Sender {
     /// [`Error::TooLarge`]; [`Error::Closed`] after a local close; else why the stream ended. The
     /// item was not accepted.
     pub async fn send(&self, item: Item) -> Result<u64> {
-        let permit = self.reserve(tensor::item_bytes(&item)).await?;
+        let permit = self.reserve(item_bytes(&item)).await?;
         permit.send(item)
     }
 
@@ -72,7 +72,7 @@ impl Sender {
     /// # Errors
     /// [`Error::Full`], and as [`send`](Self::send).
     pub fn try_send(&self, item: Item) -> Result<u64> {
-        let bytes = tensor::item_bytes(&item);
+        let bytes = item_bytes(&item);
         check_item_bytes(bytes, self.side.max_item_bytes)?;
         self.side.queue.try_reserve(bytes)?.fill(item)
     }
@@ -86,7 +86,7 @@ impl Sender {
     /// [`Error::Timeout`], and as [`send`](Self::send).
     #[cfg(not(loom))]
     pub async fn send_timeout(&self, item: Item, timeout: Duration) -> Result<u64> {
-        let bytes = tensor::item_bytes(&item);
+        let bytes = item_bytes(&item);
         match tokio::time::timeout(timeout, self.send(item)).await {
             Ok(sent) => sent,
             Err(_) => {
@@ -201,7 +201,7 @@ impl SendPermit {
     /// [`Error::Misuse`] if the item is larger than what was reserved; [`Error::Closed`] or the
     /// failure if the stream has ended since. The item was not accepted.
     pub fn send(mut self, item: Item) -> Result<u64> {
-        let bytes = tensor::item_bytes(&item);
+        let bytes = item_bytes(&item);
         let reserved = self.permit.bytes();
         if bytes > reserved {
             return Err(Error::Misuse(format!("an item of {bytes} bytes on a permit for {reserved} bytes")));

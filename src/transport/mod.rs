@@ -27,15 +27,15 @@
 //!    how many items were [`taken`](Inbox::taken), and return `Ok`.
 
 pub mod memory;
-#[cfg(not(loom))]
-pub mod tcp;
+mod ring;
 
 use std::future::Future;
 use std::sync::Arc;
 
+pub use self::ring::Ring;
 use crate::error::{Error, Link, Result};
 use crate::queue::{self, ByteQueue};
-use crate::tensor::Item;
+use crate::tensor::{Item, Tensor};
 
 /// The sending direction of a transport.
 pub trait Outgoing: Send + 'static {
@@ -214,4 +214,9 @@ pub(crate) fn check_item_bytes(bytes: usize, limit: usize) -> Result<()> {
         true => Ok(()),
         false => Err(Error::TooLarge { bytes: bytes as u64, limit: limit as u64 }),
     }
+}
+
+/// The payload of an item in bytes; a `None` has none.
+pub(crate) fn item_bytes(item: &Item) -> usize {
+    item.as_ref().map_or(0, Tensor::byte_len)
 }

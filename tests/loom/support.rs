@@ -35,7 +35,7 @@ pub(crate) fn item(bytes: usize, mark: u8) -> Item {
 
 /// The mark of an item.
 pub(crate) fn mark(item: &Item) -> u8 {
-    item.as_ref().unwrap().bytes()[0]
+    item.as_ref().unwrap().bytes().unwrap()[0]
 }
 
 pub(crate) fn budget(bytes: usize) -> PipeConfig {

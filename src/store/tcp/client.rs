@@ -124,7 +124,7 @@ impl<N: Net> TcpStore<N> {
             let mut backoff = FIRST_BACKOFF;
             loop {
                 match try_addresses(&net, &server, &options).await {
-                    Ok(connected) => return Ok(connected),
+                    Ok(connected) => return Result::Ok(connected),
                     Err(failure) => last_failure = Some(failure),
                 }
                 tokio::time::sleep(jittered(backoff, options.entropy.next_u64()?)).await;
@@ -135,7 +135,7 @@ impl<N: Net> TcpStore<N> {
             let why = last_failure.unwrap_or_else(|| "no answer".into());
             return Err(Error::timeout(format!("the store at {server} to answer ({why})"), options.timeout));
         };
-        let (address, connection): (_, Connection<N::Stream>) = outcome?;
+        let (address, connection) = outcome?;
         let local_addr = connection.local_addr();
         let (idle, joined) = (Mutex::new(vec![connection]), AtomicBool::new(false));
         Ok(Self { shared: Arc::new(Shared { net, server, address, local_addr, options, idle, joined }) })

@@ -31,9 +31,9 @@ mod wire;
 
 pub use self::script::{Fault, Gate, Script};
 use self::wire::{Answer, Arrival, ReceiverEnd, SenderEnd};
-use super::{Guarantees, Inbox, Incoming, Outbox, Outgoing, Transport};
+use super::{Guarantees, Inbox, Incoming, Outbox, Outgoing, Transport, item_bytes};
 use crate::error::{Error, Link, Result};
-use crate::tensor::{self, Item};
+use crate::tensor::Item;
 
 /// Both directions of one end of a [`pair`].
 #[derive(Debug)]
@@ -223,7 +223,7 @@ impl MemoryIncoming {
             },
             _ => {}
         }
-        let permit = items.reserve(tensor::item_bytes(&item)).await.map_err(|error| match error {
+        let permit = items.reserve(item_bytes(&item)).await.map_err(|error| match error {
             Error::TooLarge { .. } => {
                 Error::PeerMisbehaved { link: self.link.clone(), violation: format!("item {sequence}: {error}") }
             }

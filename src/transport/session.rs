@@ -1,0 +1,225 @@
+//! What the two ends of an acknowledged edge know of each other: pure state, without I/O, payloads
+//! or a clock. It outlives the connections that carry it.
+//!
+//! Sender:
+//!
+//! | state | on | becomes | and |
+//! |---|---|---|---|
+//! | sending | item handed to the wire | sending | `sent` + 1 |
+//! | sending | close handed to the wire | closing | |
+//! | sending, closing | `Acknowledge` of at most `sent` | same | settle |
+//! | closing | `Finished` of all that was sent | ended | settle everything |
+//! | sending, closing | `Closed` of at most `sent` | ended | the receiver has left |
+//! | any | `Abort` | ended | |
+//! | any | anything else | ended | the peer broke the protocol |
+//!
+//! Receiver:
+//!
+//! | state | on | becomes | and |
+//! |---|---|---|---|
+//! | receiving | item with the sequence number `received` | receiving | deliver, then `received` + 1 |
+//! | receiving | item below `received` | receiving | skip: a duplicate after a resume |
+//! | receiving | `Close` of `received` items | complete | |
+//! | any | `Abort` | ended | |
+//! | any | anything else | ended | the peer broke the protocol |
+
+use crate::wire::frame::{Frame, Reply};
+use crate::wire::metadata::Metadata;
+
+/// The protocol was broken; in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) String);
+
+/// The sender's view of an edge.
+#[derive(Debug, Default)]
+pub(crate) struct SendSession {
+    /// Items below it were handed to the wire.
+    sent: u64,
+    /// Items below it are acknowledged.
+    acknowledged: u64,
+    closing: bool,
+}
+
+/// What a reply means.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// The peer is alive.
+    Alive,
+    /// Everything below is in the peer's inbox.
+    Acknowledged(u64),
+    /// The peer's user took everything.
+    Finished,
+    /// The peer's user left after taking so many.
+    Closed(u64),
+    /// The peer gave up.
+    Aborted(String),
+}
+
+impl SendSession {
+    /// The item `sequence` goes to the wire.
+    pub(crate) fn send(&mut self, sequence: u64, metadata: Metadata) -> Frame {
+        debug_assert_eq!(sequence, self.sent, "items go out in order");
+        self.sent = sequence + 1;
+        Frame::Item { sequence, metadata }
+    }
+
+    /// The graceful end goes to the wire.
+    pub(crate) fn close(&mut self) -> Frame {
+        self.closing = true;
+        Frame::Close { items: self.sent }
+    }
+
+    pub(crate) fn receive(&mut self, reply: Reply) -> Result<Heard, Violation> {
+        match reply {
+            Reply::Alive => Ok(Heard::Alive),
+            Reply::Acknowledge { upto } if (self.acknowledged..=self.sent).contains(&upto) => {
+                self.acknowledged = upto;
+                Ok(Heard::Acknowledged(upto))
+            }
+            Reply::Acknowledge { upto } => Err(Violation(format!(
+                "acknowledged items below {upto}, of {} sent and {} acknowledged before",
+                self.sent, self.acknowledged
+            ))),
+            Reply::Finished { taken } if self.closing && taken == self.sent => {
+                self.acknowledged = self.sent;
+                Ok(Heard::Finished)
+            }
+            Reply::Finished { taken } => Err(Violation(format!(
+                "finished after {taken} items, of {} sent{}",
+                self.sent,
+                if self.closing { "" } else { " and no close" }
+            ))),
+            Reply::Closed { taken } if taken <= self.sent => Ok(Heard::Closed(taken)),
+            Reply::Closed { taken } => {
+                Err(Violation(format!("closed after {taken} items, of {} sent", self.sent)))
+            }
+            Reply::Abort { reason } => Ok(Heard::Aborted(reason.as_str().to_owned())),
+        }
+    }
+
+    /// Whether the graceful end is on its way and nothing is in doubt.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.closing && self.acknowledged == self.sent
+    }
+
+    /// Where the sender is, for an error.
+    pub(crate) fn place(&self) -> String {
+        format!("{} of {} sent items were acknowledged", self.acknowledged, self.sent)
+    }
+}
+
+/// The receiver's view of an edge.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveSession {
+    /// Items below it are in the inbox.
+    received: u64,
+    /// Items below it were acknowledged.
+    acknowledged: u64,
+}
+
+/// What a frame means.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The peer is alive.
+    Alive,
+    /// The next item; its payload follows.
+    Item(Metadata),
+    /// An item that is in the inbox already; its payload follows.
+    Duplicate(Metadata),
+    /// There are no more items, and none is missing.
+    Complete,
+    /// The peer gave up.
+    Aborted(String),
+}
+
+impl ReceiveSession {
+    pub(crate) fn receive(&mut self, frame: Frame) -> Result<Arrival, Violation> {
+        match frame {
+            Frame::Alive => Ok(Arrival::Alive),
+            Frame::Item { sequence, metadata } if sequence == self.received => Ok(Arrival::Item(metadata)),
+            Frame::Item { sequence, metadata } if sequence < self.received => {
+                Ok(Arrival::Duplicate(metadata))
+            }
+            Frame::Item { sequence, .. } => {
+                Err(Violation(format!("sent item {sequence} where {} was due", self.received)))
+            }
+            Frame::Close { items } if items == self.received => Ok(Arrival::Complete),
+            Frame::Close { items } => {
+                Err(Violation(format!("closed after {items} items, of which {} arrived", self.received)))
+            }
+            Frame::Abort { reason } => Ok(Arrival::Aborted(reason.as_str().to_owned())),
+        }
+    }
+
+    /// The item that was due is in the inbox.
+    pub(crate) fn deliver(&mut self) {
+        self.received += 1;
+    }
+
+    /// The sequence number of the item that is due.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// How many items wait for their acknowledgement.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        self.received - self.acknowledged
+    }
+
+    /// The acknowledgement that is due, if one is.
+    pub(crate) fn acknowledge(&mut self) -> Option<Reply> {
+        (self.unacknowledged() > 0).then(|| {
+            self.acknowledged = self.received;
+            Reply::Acknowledge { upto: self.received }
+        })
+    }
+}
+
+/// Whether the peer is alive, told by ticks of one eighth of the limit rather than by a clock, so
+/// that a process that was itself stopped does not take its peer for dead.
+#[derive(Debug, Default)]
+pub(crate) struct Heartbeat {
+    heard: bool,
+    spoken: bool,
+    silent_ticks: u32,
+}
+
+/// What a tick asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tick {
+    /// Nothing.
+    Rest,
+    /// Send a sign of life: we have said nothing since the last tick.
+    Speak,
+    /// The peer was silent for longer than the limit allows.
+    Dead,
+}
+
+impl Heartbeat {
+    /// Ticks in one heartbeat limit.
+    pub(crate) const TICKS: u32 = 8;
+
+    /// A byte came.
+    pub(crate) fn hear(&mut self) {
+        self.heard = true;
+    }
+
+    /// A byte went.
+    pub(crate) fn speak(&mut self) {
+        self.spoken = true;
+    }
+
+    /// An eighth of the limit has passed. `listening` is false while we do not read: then the peer
+    /// may be kept from speaking by us.
+    pub(crate) fn tick(&mut self, listening: bool) -> Tick {
+        let heard = std::mem::take(&mut self.heard);
+        let spoken = std::mem::take(&mut self.spoken);
+        self.silent_ticks = if heard || !listening { 0 } else { self.silent_ticks + 1 };
+        match () {
+            // The last byte came between seven and eight ticks ago: never later than the limit.
+            () if self.silent_ticks >= Self::TICKS - 1 => Tick::Dead,
+            () if !spoken => Tick::Speak,
+            () => Tick::Rest,
+        }
+    }
+}
