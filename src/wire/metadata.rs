@@ -17,7 +17,7 @@
 use super::codec::{self, Message, Reader, Writer};
 use super::error::DecodeError;
 use crate::error::Result;
-use crate::tensor::{DType, MAX_DIMS, Shape};
+use crate::tensor::{DType, Item, MAX_DIMS, Shape, Tensor};
 
 /// The version of this format.
 const VERSION: u8 = 1;
@@ -25,11 +25,12 @@ const VERSION: u8 = 1;
 /// What an item is.
 ///
 /// ```
-/// use kvpipe::tensor::{DType, Shape};
-/// use kvpipe::wire::metadata::{Metadata, TensorMetadata};
+/// use kvpipe::tensor::Tensor;
+/// use kvpipe::wire::Metadata;
 ///
-/// let metadata = Metadata::Tensor(TensorMetadata::new(DType::BFloat16, Shape::new(&[2, 3])?)?);
-/// assert_eq!(metadata.payload_bytes(), 12);
+/// let item = Some(Tensor::from_vec([2, 3], vec![0.5_f32; 6])?);
+/// let metadata = Metadata::of(&item);
+/// assert_eq!(metadata.payload_bytes(), 24);
 /// assert_eq!(Metadata::decode(&metadata.encode())?, metadata);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -44,6 +45,12 @@ pub enum Metadata {
 impl Metadata {
     /// The longest encoding, in bytes: that of a tensor with the most dimensions.
     pub const MAX_BYTES: usize = 4 + size_of::<u64>() * (MAX_DIMS + 1);
+
+    /// That of an item.
+    #[must_use]
+    pub fn of(item: &Item) -> Self {
+        item.as_ref().map_or(Self::None, |tensor| Self::Tensor(tensor.into()))
+    }
 
     /// The length of the item's payload in bytes.
     #[must_use]
@@ -108,6 +115,12 @@ impl TensorMetadata {
     #[must_use]
     pub fn payload_bytes(&self) -> usize {
         self.payload_bytes
+    }
+}
+
+impl From<&Tensor> for TensorMetadata {
+    fn from(tensor: &Tensor) -> Self {
+        Self { dtype: tensor.dtype(), shape: *tensor.shape(), payload_bytes: tensor.byte_len() }
     }
 }
 

@@ -4,6 +4,7 @@
 mod framing;
 mod golden;
 mod hostile;
+mod item;
 mod message;
 mod oracle;
 mod properties;
