@@ -169,6 +169,12 @@ fn data_is_written_in_the_given_order_if_that_keeps_it_aligned() {
 }
 
 #[test]
+fn a_tensor_without_bytes_can_not_be_misaligned() {
+    let aligned = named([counting(DType::UInt8, &[3]), counting(DType::Float64, &[0])]);
+    assert_eq!(round_trip(&aligned).unwrap(), aligned);
+}
+
+#[test]
 fn data_that_would_be_misaligned_is_written_by_item_size() {
     let tensors = named([
         counting(DType::UInt8, &[3]),

@@ -84,8 +84,8 @@ fn a_tensor_without_elements_reads_as_an_empty_slice() {
         Tensor::from_vec::<f64>([0, 3], vec![]).unwrap(),
         Tensor::new(DType::Float64, [0, 3], misaligned(&[])).unwrap(),
     ] {
-        assert_eq!(empty.as_slice::<f64>().unwrap(), []);
-        assert_eq!(empty.to_vec::<f64>().unwrap(), []);
+        assert_eq!(empty.as_slice::<f64>().unwrap(), [0.0; 0]);
+        assert_eq!(empty.to_vec::<f64>().unwrap(), [0.0; 0]);
         assert_eq!(format!("{empty:?}"), "Tensor(float64 [0, 3], 0 bytes, [])");
     }
 }
@@ -165,8 +165,10 @@ fn debug_shows_a_few_elements_only() {
 #[test]
 fn debug_shows_other_dtypes_in_hexadecimal() {
     let bytes = Bytes::from_static(&[0x00, 0x3c, 0x00, 0xbc]);
-    let complex = Tensor::new(DType::Complex32, [1], bytes).unwrap();
+    let complex = Tensor::new(DType::Complex32, [1], bytes.clone()).unwrap();
     assert_eq!(format!("{complex:?}"), "Tensor(complex32 [1], 4 bytes, [0x003c00bc])");
+    let bits = Tensor::new(DType::Bits8, [4], bytes).unwrap();
+    assert_eq!(format!("{bits:?}"), "Tensor(bits8 [4], 4 bytes, [0x00, 0x3c, 0x00, ...])");
 }
 
 proptest! {

@@ -38,12 +38,8 @@ pub fn map_file(path: impl AsRef<Path>) -> Result<Bytes> {
     let path = path.as_ref();
     let map = || {
         let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
+        if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        if metadata.len() == 0 {
-            return Ok(Bytes::new());
         }
         // SAFETY: the mapping is read-only, and the function's contract, which no operating system
         // lets us enforce, is that the file stays as it is while the mapping lives.

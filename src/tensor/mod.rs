@@ -71,7 +71,7 @@ pub enum Payload {
 
 impl Tensor {
     /// A tensor over bytes that are already there, which are not copied: a received buffer, part of
-    /// a [mapped file](map_file), or anything else that became [`Bytes`].
+    /// a mapped file (`map_file`, feature `safetensors`), or anything else that became [`Bytes`].
     ///
     /// The bytes may lie at any address; only [`as_slice`](Self::as_slice) asks for alignment.
     ///

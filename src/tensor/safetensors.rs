@@ -43,7 +43,7 @@ use crate::error::{Error, Result};
 /// them is dropped. **Until then the file must not be changed in place**: see [`map_file`] for what
 /// that means, and use [`decode`] with [`std::fs::read`] where it can't be promised. The format does
 /// not align data, so [`Tensor::as_slice`] may refuse where [`Tensor::to_vec`] would copy; files
-/// written by [`write`] or by safetensors itself are aligned.
+/// written by [`write()`] or by safetensors itself are aligned.
 ///
 /// # Errors
 /// [`Error::Io`], naming the file, if it can't be mapped, is not a safetensors file that is valid to

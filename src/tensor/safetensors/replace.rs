@@ -158,4 +158,17 @@ mod tests {
         }
         assert!(directory.path().is_dir());
     }
+
+    /// A socket stands for `/dev/null`, which root could replace as easily.
+    #[cfg(unix)]
+    #[test]
+    fn a_special_file_is_not_replaced() {
+        use std::os::unix::{fs::FileTypeExt, net::UnixListener};
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(replace(&path, |_| Ok(())).unwrap_err().to_string(), "not a regular file");
+        assert!(fs::metadata(&path).unwrap().file_type().is_socket());
+    }
 }
