@@ -124,7 +124,7 @@ impl<N: Net> TcpStore<N> {
             let mut backoff = FIRST_BACKOFF;
             loop {
                 match try_addresses(&net, &server, &options).await {
-                    Ok(connected) => return Result::Ok(connected),
+                    Ok(connected) => return Result::<_, Error>::Ok(connected),
                     Err(failure) => last_failure = Some(failure),
                 }
                 tokio::time::sleep(jittered(backoff, options.entropy.next_u64()?)).await;
