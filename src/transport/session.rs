@@ -47,8 +47,8 @@ pub(crate) enum Heard {
     Alive,
     /// Everything below is in the peer's inbox.
     Acknowledged(u64),
-    /// The peer's user took everything.
-    Finished,
+    /// The peer's user took everything: so many items.
+    Finished(u64),
     /// The peer's user left after taking so many.
     Closed(u64),
     /// The peer gave up.
@@ -82,7 +82,7 @@ impl SendSession {
             ))),
             Reply::Finished { taken } if self.closing && taken == self.sent => {
                 self.acknowledged = self.sent;
-                Ok(Heard::Finished)
+                Ok(Heard::Finished(taken))
             }
             Reply::Finished { taken } => Err(Violation(format!(
                 "finished after {taken} items, of {} sent{}",
@@ -175,51 +175,34 @@ impl ReceiveSession {
     }
 }
 
-/// Whether the peer is alive, told by ticks of one eighth of the limit rather than by a clock, so
-/// that a process that was itself stopped does not take its peer for dead.
+/// Ticks in one heartbeat limit.
+pub(crate) const TICKS: u32 = 8;
+
+/// How long the peer has been silent, in ticks of an eighth of the heartbeat limit rather than by a
+/// clock, so that a process that was itself stopped does not take its peer for dead: it reads what
+/// has come meanwhile before it counts the next tick.
 #[derive(Debug, Default)]
-pub(crate) struct Heartbeat {
+pub(crate) struct Silence {
     heard: bool,
-    spoken: bool,
-    silent_ticks: u32,
+    ticks: u32,
 }
 
-/// What a tick asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tick {
-    /// Nothing.
-    Rest,
-    /// Send a sign of life: we have said nothing since the last tick.
-    Speak,
-    /// The peer was silent for longer than the limit allows.
-    Dead,
-}
-
-impl Heartbeat {
-    /// Ticks in one heartbeat limit.
-    pub(crate) const TICKS: u32 = 8;
-
+impl Silence {
     /// A byte came.
     pub(crate) fn hear(&mut self) {
         self.heard = true;
     }
 
-    /// A byte went.
-    pub(crate) fn speak(&mut self) {
-        self.spoken = true;
+    /// An eighth of the limit has passed while we were reading. True if the peer is to be given up:
+    /// its last byte came seven to eight ticks ago, so never later than the limit.
+    #[must_use]
+    pub(crate) fn tick(&mut self) -> bool {
+        self.ticks = if std::mem::take(&mut self.heard) { 0 } else { self.ticks + 1 };
+        self.ticks >= TICKS - 1
     }
 
-    /// An eighth of the limit has passed. `listening` is false while we do not read: then the peer
-    /// may be kept from speaking by us.
-    pub(crate) fn tick(&mut self, listening: bool) -> Tick {
-        let heard = std::mem::take(&mut self.heard);
-        let spoken = std::mem::take(&mut self.spoken);
-        self.silent_ticks = if heard || !listening { 0 } else { self.silent_ticks + 1 };
-        match () {
-            // The last byte came between seven and eight ticks ago: never later than the limit.
-            () if self.silent_ticks >= Self::TICKS - 1 => Tick::Dead,
-            () if !spoken => Tick::Speak,
-            () => Tick::Rest,
-        }
+    /// We have not been reading, so the peer may have been kept from speaking: counts anew.
+    pub(crate) fn excuse(&mut self) {
+        self.ticks = 0;
     }
 }
