@@ -146,7 +146,9 @@ impl KvTransferConfig {
         let bytes = self.kv_buffer_size;
         // Above 2^53 a float is no longer exact to the byte, and no machine has that much.
         if !(1.0..=9_007_199_254_740_992.0).contains(&bytes) {
-            return Err(misuse(format_args!("kv_buffer_size {bytes} is not a number of bytes from 1 to 2^53")));
+            return Err(misuse(format_args!(
+                "kv_buffer_size {bytes} is not a number of bytes from 1 to 2^53"
+            )));
         }
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
         let bytes = bytes as usize;

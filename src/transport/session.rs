@@ -206,3 +206,82 @@ impl Silence {
         self.ticks = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(items: u64) -> SendSession {
+        let mut session = SendSession::default();
+        for sequence in 0..items {
+            session.send(sequence, Metadata::None);
+        }
+        session
+    }
+
+    #[test]
+    fn acknowledgements_advance_and_never_beyond_what_was_sent() {
+        let mut session = sent(3);
+        for upto in [0, 2, 2, 3] {
+            assert_eq!(session.receive(Reply::Acknowledge { upto }), Ok(Heard::Acknowledged(upto)));
+        }
+        assert!(session.receive(Reply::Acknowledge { upto: 4 }).is_err(), "never sent");
+        assert!(session.receive(Reply::Acknowledge { upto: 2 }).is_err(), "taken back");
+    }
+
+    #[test]
+    fn a_session_is_complete_once_closed_and_acknowledged() {
+        let mut session = sent(1);
+        assert_eq!(session.receive(Reply::Acknowledge { upto: 1 }), Ok(Heard::Acknowledged(1)));
+        assert!(!session.is_complete(), "more may come");
+        assert_eq!(session.close(), Frame::Close { items: 1 });
+        assert!(session.is_complete());
+        assert_eq!(session.receive(Reply::Finished { taken: 1 }), Ok(Heard::Finished(1)));
+    }
+
+    #[test]
+    fn the_receiver_takes_each_item_once_and_in_order() {
+        let item = |sequence| Frame::Item { sequence, metadata: Metadata::None };
+        let mut session = ReceiveSession::default();
+        assert_eq!(session.receive(item(0)), Ok(Arrival::Item(Metadata::None)));
+        session.deliver();
+        assert_eq!(session.receive(item(0)), Ok(Arrival::Duplicate(Metadata::None)));
+        assert!(session.receive(item(2)).is_err());
+        assert!(session.receive(Frame::Close { items: 2 }).is_err());
+        assert_eq!(session.receive(Frame::Close { items: 1 }), Ok(Arrival::Complete));
+    }
+
+    #[test]
+    fn one_acknowledgement_covers_all_that_arrived() {
+        let mut session = ReceiveSession::default();
+        assert_eq!(session.acknowledge(), None);
+        session.deliver();
+        session.deliver();
+        assert_eq!(session.acknowledge(), Some(Reply::Acknowledge { upto: 2 }));
+        assert_eq!(session.acknowledge(), None);
+    }
+
+    #[test]
+    fn a_peer_is_given_up_after_seven_whole_ticks_of_silence() {
+        let mut silence = Silence::default();
+        silence.hear();
+        // The first tick after a byte says nothing: the byte may have come just before it.
+        assert!(!silence.tick());
+        for _ in 1..TICKS - 1 {
+            assert!(!silence.tick());
+        }
+        assert!(silence.tick());
+        silence.hear();
+        assert!(!silence.tick(), "a byte makes good for all of it");
+    }
+
+    #[test]
+    fn a_peer_that_was_kept_from_speaking_gets_the_whole_limit_again() {
+        let mut silence = Silence::default();
+        for _ in 0..TICKS - 2 {
+            assert!(!silence.tick());
+        }
+        silence.excuse();
+        assert!(!silence.tick());
+    }
+}

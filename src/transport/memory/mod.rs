@@ -224,9 +224,10 @@ impl MemoryIncoming {
             _ => {}
         }
         let permit = items.reserve(item_bytes(&item)).await.map_err(|error| match error {
-            Error::TooLarge { .. } => {
-                Error::PeerMisbehaved { link: self.link.clone(), violation: format!("item {sequence}: {error}") }
-            }
+            Error::TooLarge { .. } => Error::PeerMisbehaved {
+                link: self.link.clone(),
+                violation: format!("item {sequence}: {error}"),
+            },
             error => error,
         })?;
         if matches!(fault, Some(Fault::CutDelivery)) {

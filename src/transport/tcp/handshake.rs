@@ -95,9 +95,14 @@ impl Party {
     }
 
     /// The connector's side.
-    pub(super) async fn greet<S: Stream>(&self, stream: S, address: SocketAddr) -> Result<Halves<S>, Failure> {
+    pub(super) async fn greet<S: Stream>(
+        &self,
+        stream: S,
+        address: SocketAddr,
+    ) -> Result<Halves<S>, Failure> {
         let link = self.link.clone().at(address);
-        let incompatible = |mismatch| Failure::Fatal(Error::PeerIncompatible { link: link.clone(), mismatch });
+        let incompatible =
+            |mismatch| Failure::Fatal(Error::PeerIncompatible { link: link.clone(), mismatch });
         let undecodable = |error: DecodeError| match error {
             DecodeError::Magic { .. } => Failure::Stranger(error.to_string()),
             error => Failure::Fatal(error.into_error(link.clone())),
@@ -121,6 +126,10 @@ impl Party {
         }
         let transcript: &[&[u8]] = &[&hello_bytes, &welcome.unproven()];
         if !self.verifies(Role::Listener, transcript, &welcome.proof) {
+            // A proof of nothing, so that the listener can tell its side why.
+            let mut bytes = Vec::new();
+            Proof { proof: [0; PROOF_BYTES] }.encode_into(&mut bytes);
+            writer.write_all(&bytes).await.map_err(lost)?;
             return Err(incompatible("secret: the listener does not know ours".into()));
         }
 

@@ -433,4 +433,3 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
 
 /// Bytes of a duplicate that are thrown away at a time.
 const SKIP_BYTES: usize = 64 << 10;
-
