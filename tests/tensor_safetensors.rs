@@ -170,7 +170,9 @@ fn data_is_written_in_the_given_order_if_that_keeps_it_aligned() {
 
 #[test]
 fn a_tensor_without_bytes_can_not_be_misaligned() {
-    let aligned = named([counting(DType::UInt8, &[3]), counting(DType::Float64, &[0])]);
+    let aligned = named(
+        [(DType::UInt8, 3), (DType::UInt8, 4), (DType::Float64, 0)].map(|(dtype, n)| counting(dtype, &[n])),
+    );
     assert_eq!(round_trip(&aligned).unwrap(), aligned);
 }
 

@@ -175,3 +175,61 @@ impl Drop for Waiting<'_> {
 fn owned(key: &str) -> Bytes {
     Bytes::copy_from_slice(key.as_bytes())
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_get_that_times_out_leaves_no_waiter() {
+        let store = MemoryStore::new();
+        let began = tokio::time::Instant::now();
+        let error = store.get("k", LONG).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "timed out after 3600 s waiting for key \"k\" in the store of this process"
+        );
+        assert_eq!(began.elapsed(), LONG);
+        assert_eq!(store.waiting(), 0);
+        assert!(store.shared.inner.lock().wakers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_get_that_is_dropped_leaves_no_waiter() {
+        let store = MemoryStore::new();
+        let waiting = tokio::select! { biased;
+            _ = store.get("k", LONG) => 0,
+            waiting = async { store.waiting() } => waiting,
+        };
+        assert_eq!((waiting, store.waiting()), (1, 0));
+        assert!(store.shared.inner.lock().wakers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_gone_before_the_woken_get_looks_is_waited_for_again() {
+        let store = MemoryStore::new();
+        let others = async {
+            store.set("k", "first".into(), LONG).await.unwrap();
+            assert!(store.delete("k", LONG).await.unwrap());
+            // Until the get waits again.
+            while store.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            store.set("k", "second".into(), LONG).await.unwrap();
+        };
+        let (got, ()) = tokio::join!(biased; store.get("k", LONG), others);
+        assert_eq!(got.unwrap(), "second");
+    }
+
+    #[test]
+    fn what_is_at_hand_needs_no_runtime() {
+        let store = MemoryStore::new();
+        crate::sync::block_on(async {
+            store.set("k", "v".into(), Duration::ZERO).await.unwrap();
+            assert_eq!(store.get("k", Duration::ZERO).await.unwrap(), "v");
+            store.wait(&["k"], Duration::ZERO).await.unwrap();
+        });
+    }
+}

@@ -6,7 +6,6 @@ use std::alloc::{self, Layout};
 #[cfg(feature = "safetensors")]
 use std::fs::File;
 use std::io;
-use std::mem::align_of;
 #[cfg(feature = "safetensors")]
 use std::path::Path;
 use std::ptr::NonNull;

@@ -28,6 +28,10 @@
 
 pub mod memory;
 mod ring;
+#[cfg(not(loom))]
+mod session;
+#[cfg(not(loom))]
+pub mod tcp;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -47,8 +47,8 @@ pub(crate) enum Heard {
     Alive,
     /// Everything below is in the peer's inbox.
     Acknowledged(u64),
-    /// The peer's user took everything.
-    Finished,
+    /// The peer's user took everything: so many items.
+    Finished(u64),
     /// The peer's user left after taking so many.
     Closed(u64),
     /// The peer gave up.
@@ -82,7 +82,7 @@ impl SendSession {
             ))),
             Reply::Finished { taken } if self.closing && taken == self.sent => {
                 self.acknowledged = self.sent;
-                Ok(Heard::Finished)
+                Ok(Heard::Finished(taken))
             }
             Reply::Finished { taken } => Err(Violation(format!(
                 "finished after {taken} items, of {} sent{}",
@@ -175,51 +175,113 @@ impl ReceiveSession {
     }
 }
 
-/// Whether the peer is alive, told by ticks of one eighth of the limit rather than by a clock, so
-/// that a process that was itself stopped does not take its peer for dead.
+/// Ticks in one heartbeat limit.
+pub(crate) const TICKS: u32 = 8;
+
+/// How long the peer has been silent, in ticks of an eighth of the heartbeat limit rather than by a
+/// clock, so that a process that was itself stopped does not take its peer for dead: it reads what
+/// has come meanwhile before it counts the next tick.
 #[derive(Debug, Default)]
-pub(crate) struct Heartbeat {
+pub(crate) struct Silence {
     heard: bool,
-    spoken: bool,
-    silent_ticks: u32,
+    ticks: u32,
 }
 
-/// What a tick asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tick {
-    /// Nothing.
-    Rest,
-    /// Send a sign of life: we have said nothing since the last tick.
-    Speak,
-    /// The peer was silent for longer than the limit allows.
-    Dead,
-}
-
-impl Heartbeat {
-    /// Ticks in one heartbeat limit.
-    pub(crate) const TICKS: u32 = 8;
-
+impl Silence {
     /// A byte came.
     pub(crate) fn hear(&mut self) {
         self.heard = true;
     }
 
-    /// A byte went.
-    pub(crate) fn speak(&mut self) {
-        self.spoken = true;
+    /// An eighth of the limit has passed while we were reading. True if the peer is to be given up:
+    /// its last byte came seven to eight ticks ago, so never later than the limit.
+    #[must_use]
+    pub(crate) fn tick(&mut self) -> bool {
+        self.ticks = if std::mem::take(&mut self.heard) { 0 } else { self.ticks + 1 };
+        self.ticks >= TICKS - 1
     }
 
-    /// An eighth of the limit has passed. `listening` is false while we do not read: then the peer
-    /// may be kept from speaking by us.
-    pub(crate) fn tick(&mut self, listening: bool) -> Tick {
-        let heard = std::mem::take(&mut self.heard);
-        let spoken = std::mem::take(&mut self.spoken);
-        self.silent_ticks = if heard || !listening { 0 } else { self.silent_ticks + 1 };
-        match () {
-            // The last byte came between seven and eight ticks ago: never later than the limit.
-            () if self.silent_ticks >= Self::TICKS - 1 => Tick::Dead,
-            () if !spoken => Tick::Speak,
-            () => Tick::Rest,
+    /// We have not been reading, so the peer may have been kept from speaking: counts anew.
+    pub(crate) fn excuse(&mut self) {
+        self.ticks = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(items: u64) -> SendSession {
+        let mut session = SendSession::default();
+        for sequence in 0..items {
+            session.send(sequence, Metadata::None);
         }
+        session
+    }
+
+    #[test]
+    fn acknowledgements_advance_and_never_beyond_what_was_sent() {
+        let mut session = sent(3);
+        for upto in [0, 2, 2, 3] {
+            assert_eq!(session.receive(Reply::Acknowledge { upto }), Ok(Heard::Acknowledged(upto)));
+        }
+        assert!(session.receive(Reply::Acknowledge { upto: 4 }).is_err(), "never sent");
+        assert!(session.receive(Reply::Acknowledge { upto: 2 }).is_err(), "taken back");
+    }
+
+    #[test]
+    fn a_session_is_complete_once_closed_and_acknowledged() {
+        let mut session = sent(1);
+        assert_eq!(session.receive(Reply::Acknowledge { upto: 1 }), Ok(Heard::Acknowledged(1)));
+        assert!(!session.is_complete(), "more may come");
+        assert_eq!(session.close(), Frame::Close { items: 1 });
+        assert!(session.is_complete());
+        assert_eq!(session.receive(Reply::Finished { taken: 1 }), Ok(Heard::Finished(1)));
+    }
+
+    #[test]
+    fn the_receiver_takes_each_item_once_and_in_order() {
+        let item = |sequence| Frame::Item { sequence, metadata: Metadata::None };
+        let mut session = ReceiveSession::default();
+        assert_eq!(session.receive(item(0)), Ok(Arrival::Item(Metadata::None)));
+        session.deliver();
+        assert_eq!(session.receive(item(0)), Ok(Arrival::Duplicate(Metadata::None)));
+        assert!(session.receive(item(2)).is_err());
+        assert!(session.receive(Frame::Close { items: 2 }).is_err());
+        assert_eq!(session.receive(Frame::Close { items: 1 }), Ok(Arrival::Complete));
+    }
+
+    #[test]
+    fn one_acknowledgement_covers_all_that_arrived() {
+        let mut session = ReceiveSession::default();
+        assert_eq!(session.acknowledge(), None);
+        session.deliver();
+        session.deliver();
+        assert_eq!(session.acknowledge(), Some(Reply::Acknowledge { upto: 2 }));
+        assert_eq!(session.acknowledge(), None);
+    }
+
+    #[test]
+    fn a_peer_is_given_up_after_seven_whole_ticks_of_silence() {
+        let mut silence = Silence::default();
+        silence.hear();
+        // The first tick after a byte says nothing: the byte may have come just before it.
+        assert!(!silence.tick());
+        for _ in 1..TICKS - 1 {
+            assert!(!silence.tick());
+        }
+        assert!(silence.tick());
+        silence.hear();
+        assert!(!silence.tick(), "a byte makes good for all of it");
+    }
+
+    #[test]
+    fn a_peer_that_was_kept_from_speaking_gets_the_whole_limit_again() {
+        let mut silence = Silence::default();
+        for _ in 0..TICKS - 2 {
+            assert!(!silence.tick());
+        }
+        silence.excuse();
+        assert!(!silence.tick());
     }
 }

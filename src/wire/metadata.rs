@@ -46,7 +46,7 @@ impl Metadata {
     /// The longest encoding, in bytes: that of a tensor with the most dimensions.
     pub const MAX_BYTES: usize = 4 + size_of::<u64>() * (MAX_DIMS + 1);
 
-    /// That of an item.
+    /// The metadata of an item.
     #[must_use]
     pub fn of(item: &Item) -> Self {
         item.as_ref().map_or(Self::None, |tensor| Self::Tensor(tensor.into()))
@@ -93,6 +93,8 @@ pub struct TensorMetadata {
 }
 
 impl TensorMetadata {
+    /// Metadata of a tensor with this dtype and shape.
+    ///
     /// # Errors
     /// [`Error::Misuse`](crate::Error::Misuse) if the payload's length does not fit `isize`.
     pub fn new(dtype: DType, shape: Shape) -> Result<Self> {

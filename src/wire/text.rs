@@ -67,6 +67,8 @@ impl GroupName {
     /// The longest name, in bytes of UTF-8.
     pub const MAX_BYTES: usize = 255;
 
+    /// The group name that `name` is.
+    ///
     /// # Errors
     /// [`Error::Misuse`] if the name is too long or contains a control character.
     pub fn new(name: impl Into<String>) -> Result<Self> {

@@ -61,7 +61,8 @@ impl Default for ConnectOptions {
 /// # Differences from PyTorch's client
 /// Every reply has a deadline, not only those of WAIT. `set` returns once the server holds the value:
 /// SET has no reply, so a PING goes with it. A server that closes the connection on GET, because the key
-/// was deleted after WAIT had seen it, leads to another WAIT. A `get` or `wait` whose timeout has passed
+/// was deleted after WAIT had seen it, leads to another WAIT (PyTorch's libuv server answers with an
+/// empty value instead, which can't be told from one that was stored). A `get` or `wait` whose timeout has passed
 /// tells the server so by CANCEL_WAIT and returns up to 1 s late if that is not answered.
 pub struct TcpStore<N: Net> {
     shared: Arc<Shared<N>>,

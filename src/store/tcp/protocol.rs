@@ -77,26 +77,53 @@ pub enum ProtocolError {
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are the table's")]
 pub enum Request {
     /// The first request of a connection.
-    Validate { magic: u32 },
+    Validate {
+        /// [`MAGIC`], from a client that speaks this protocol.
+        magic: u32,
+    },
     /// Is anybody there?
-    Ping { nonce: u32 },
+    Ping {
+        /// What the reply repeats.
+        nonce: u32,
+    },
     /// Store a value.
-    Set { key: Bytes, value: Bytes },
-    /// Give a value, which must be there.
-    Get { key: Bytes },
+    Set {
+        /// Under which key.
+        key: Bytes,
+        /// Any bytes.
+        value: Bytes,
+    },
+    /// Give a value.
+    Get {
+        /// Of which key; it must be there.
+        key: Bytes,
+    },
     /// Add to a decimal number.
-    Add { key: Bytes, delta: i64 },
+    Add {
+        /// Under which key; a missing one is 0.
+        key: Bytes,
+        /// How much.
+        delta: i64,
+    },
     /// Are all keys there?
-    Check { keys: Vec<Bytes> },
+    Check {
+        /// Which.
+        keys: Vec<Bytes>,
+    },
     /// Answer when all keys have come.
-    Wait { keys: Vec<Bytes> },
+    Wait {
+        /// Which.
+        keys: Vec<Bytes>,
+    },
     /// Forget the pending WAIT.
     CancelWait,
     /// Delete a key.
-    DeleteKey { key: Bytes },
+    DeleteKey {
+        /// Which.
+        key: Bytes,
+    },
 }
 
 impl Request {

@@ -66,8 +66,7 @@ impl TcpStoreServer {
     /// # Cancel safety
     /// Dropped early, nothing listens.
     pub async fn bind<N: Net>(net: &N, address: SocketAddr, limits: Limits) -> Result<Self> {
-        let mut options = SocketOptions::default();
-        options.keepalive = Some(KEEPALIVE);
+        let options = SocketOptions { keepalive: Some(KEEPALIVE), ..SocketOptions::default() };
         let listener = net
             .bind(address, &options)
             .await
@@ -324,5 +323,75 @@ async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -
             client.handle(request)?;
             validated = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{DuplexStream, ReadHalf, WriteHalf, duplex};
+
+    use super::*;
+    use crate::store::tcp::protocol::{MAGIC, Reply};
+
+    /// A connection within the process, on which time can be simulated.
+    struct Near(DuplexStream);
+
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    impl Stream for Near {
+        type Reader = ReadHalf<DuplexStream>;
+        type Writer = WriteHalf<DuplexStream>;
+
+        fn split(self) -> (Self::Reader, Self::Writer) {
+            tokio::io::split(self.0)
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(PEER)
+        }
+
+        fn peer_addr(&self) -> io::Result<SocketAddr> {
+            Ok(PEER)
+        }
+    }
+
+    fn hub() -> Arc<Hub> {
+        Arc::new(Hub::new(Limits::default()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_validate_in_time_is_closed() {
+        let client = hub().connect().unwrap();
+        let (mut near, mut far) = duplex(64);
+        far.write_all(&[0, 0xCE]).await.unwrap();
+        let began = Instant::now();
+        let ended = read_requests(&client, &mut near).await;
+        assert!(matches!(ended, Err(Ended::Silent)), "{ended:?}");
+        assert_eq!(began.elapsed(), VALIDATE_WITHIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_validated_client_may_be_idle_for_ever() {
+        let client = hub().connect().unwrap();
+        let (mut near, mut far) = duplex(64);
+        let mut validate = bytes::BytesMut::new();
+        Request::Validate { magic: MAGIC }.encode(&mut validate);
+        far.write_all(&validate).await.unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        timeout(day, read_requests(&client, &mut near)).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_delays_the_shutdown_by_seconds_only() {
+        let hub = hub();
+        let client = hub.connect().unwrap();
+        client.outbox.push(Reply::Value(vec![0; 1 << 20].into()));
+        let (near, _far) = duplex(64);
+        let (stop, stopped) = watch::channel(false);
+        stop.send_replace(true);
+        let began = Instant::now();
+        serve_client(client, Near(near), PEER, stopped).await;
+        assert_eq!(began.elapsed(), DRAIN_WITHIN);
+        assert_eq!(*hub.clients.borrow(), 0);
     }
 }

@@ -1,0 +1,255 @@
+//! Frames on a byte stream: batching, checksums, and payloads that are not copied.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::transport::session::Violation;
+use crate::wire::DecodeError;
+use crate::wire::frame::{Frame, Reply, frame_in};
+
+/// Bytes of headers and small payloads that are gathered before they are written or parsed.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Payloads up to this size are copied next to their header; larger ones are written from where
+/// they lie.
+const INLINE_BYTES_MAX: usize = 16 << 10;
+
+/// Bytes of a large payload that are checksummed and passed to the system at a time: few enough to
+/// be still in the cache for the second of the two.
+const CHUNK_BYTES: usize = 256 << 10;
+
+const TRAILER_BYTES: usize = size_of::<u32>();
+
+/// A frame of one direction.
+pub(super) trait WireFrame: Sized {
+    fn encode_into(&self, out: &mut Vec<u8>);
+    fn decode(body: &[u8]) -> Result<Self, DecodeError>;
+
+    /// How many bytes follow the frame.
+    fn payload_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl WireFrame for Frame {
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        self.encode_into(out);
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode(body)
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Item { metadata, .. } => metadata.payload_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+impl WireFrame for Reply {
+    fn encode_into(&self, out: &mut Vec<u8>) {
+        self.encode_into(out);
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        Self::decode(body)
+    }
+}
+
+/// Reads frames, and payloads into the caller's memory.
+#[derive(Debug)]
+pub(super) struct FrameReader<R> {
+    stream: R,
+    buffer: Box<[u8]>,
+    /// What was read and not consumed.
+    unread: Range<usize>,
+    checksum: bool,
+    /// The checksum of the frame whose payload is being read.
+    running: u32,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    pub(super) fn new(stream: R, checksum: bool) -> Self {
+        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+        Self { stream, buffer, unread: 0..0, checksum, running: 0 }
+    }
+
+    /// The next frame, if all of it is in the buffer, with its trailer unless a payload comes first.
+    pub(super) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
+        let unread = &self.buffer[self.unread.clone()];
+        let Some(body) = frame_in(unread).map_err(violation)? else { return Ok(None) };
+        let end = body.end;
+        let frame = F::decode(&unread[body]).map_err(violation)?;
+        if self.checksum {
+            self.running = crc32c::crc32c(&unread[..end]);
+        }
+        let has_payload = frame.payload_bytes() > 0;
+        if has_payload || !self.checksum {
+            self.unread.start += end;
+            return Ok(Some(frame));
+        }
+        let Some(trailer) = unread[end..].first_chunk() else { return Ok(None) };
+        verify(self.running, *trailer)?;
+        self.unread.start += end + TRAILER_BYTES;
+        Ok(Some(frame))
+    }
+
+    /// Reads once into the buffer; 0 at the end of the stream. Cancel safe.
+    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+        if self.unread.is_empty() {
+            self.unread = 0..0;
+        } else if self.unread.end == self.buffer.len() {
+            self.buffer.copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
+        }
+        // There is room: a frame is far smaller than the buffer, and whole ones have been taken.
+        let read = self.stream.read(&mut self.buffer[self.unread.end..]).await?;
+        self.unread.end += read;
+        Ok(read)
+    }
+
+    /// Reads a part of a payload to the beginning of `target`, which is not empty; 0 at the end of
+    /// the stream. Cancel safe.
+    pub(super) async fn payload(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let limit = target.len().min(CHUNK_BYTES);
+        let read = if self.unread.is_empty() {
+            self.stream.read(&mut target[..limit]).await?
+        } else {
+            let read = limit.min(self.unread.len());
+            let begin = self.unread.start;
+            target[..read].copy_from_slice(&self.buffer[begin..begin + read]);
+            self.unread.start += read;
+            read
+        };
+        if self.checksum {
+            self.running = crc32c::crc32c_append(self.running, &target[..read]);
+        }
+        Ok(read)
+    }
+
+    /// Checks the trailer behind a payload. False if more bytes are needed.
+    pub(super) fn payload_ends(&mut self) -> Result<bool, Violation> {
+        if !self.checksum {
+            return Ok(true);
+        }
+        let Some(trailer) = self.buffer[self.unread.clone()].first_chunk() else { return Ok(false) };
+        verify(self.running, *trailer)?;
+        self.unread.start += TRAILER_BYTES;
+        Ok(true)
+    }
+
+    /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
+    /// last: a connection that is closed with bytes unread is reset.
+    pub(super) async fn discard(&mut self) {
+        while matches!(self.stream.read(&mut self.buffer).await, Ok(read) if read > 0) {}
+    }
+}
+
+/// Writes frames, gathering small ones.
+#[derive(Debug)]
+pub(super) struct FrameWriter<W> {
+    stream: W,
+    staged: Vec<u8>,
+    /// How much of `staged` the stream has taken.
+    flushed: usize,
+    checksum: bool,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    pub(super) fn new(stream: W, checksum: bool) -> Self {
+        let staged = Vec::with_capacity(BUFFER_BYTES + INLINE_BYTES_MAX);
+        Self { stream, staged, flushed: 0, checksum }
+    }
+
+    /// Writes a frame and its payload, or keeps them (or their end) for the next
+    /// [`flush`](Self::flush).
+    ///
+    /// Cancel safe only without a large payload, which must not be cut short.
+    pub(super) async fn write(&mut self, frame: &impl WireFrame, payload: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(frame.payload_bytes(), payload.len());
+        if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
+            self.flush().await?;
+        }
+        let begin = self.staged.len();
+        frame.encode_into(&mut self.staged);
+        let mut checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
+        let mut add = |part: &[u8]| {
+            if let Some(checksum) = &mut checksum {
+                *checksum = crc32c::crc32c_append(*checksum, part);
+            }
+        };
+        if payload.len() <= INLINE_BYTES_MAX {
+            add(payload);
+            self.staged.extend_from_slice(payload);
+        } else {
+            for chunk in payload.chunks(CHUNK_BYTES) {
+                add(chunk);
+                self.write_behind_staged(chunk).await?;
+            }
+        }
+        if let Some(checksum) = checksum {
+            self.staged.extend_from_slice(&checksum.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// Whether something waits to be flushed.
+    pub(super) fn is_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// Writes what was kept. Cancel safe: the next call goes on where this one was.
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
+        while self.flushed < self.staged.len() {
+            let written = self.stream.write(&self.staged[self.flushed..]).await?;
+            self.take_flushed(written)?;
+        }
+        self.staged.clear();
+        self.flushed = 0;
+        Ok(())
+    }
+
+    /// Ends our direction of the connection.
+    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
+    }
+
+    /// Writes what is staged and then `chunk`, together as far as the stream can.
+    async fn write_behind_staged(&mut self, mut chunk: &[u8]) -> io::Result<()> {
+        while self.flushed < self.staged.len() {
+            let staged = &self.staged[self.flushed..];
+            let slices = [IoSlice::new(staged), IoSlice::new(chunk)];
+            let staged_bytes = staged.len();
+            let written = self.stream.write_vectored(&slices).await?;
+            self.take_flushed(written.min(staged_bytes))?;
+            chunk = &chunk[written.saturating_sub(staged_bytes)..];
+        }
+        self.staged.clear();
+        self.flushed = 0;
+        self.stream.write_all(chunk).await
+    }
+
+    fn take_flushed(&mut self, written: usize) -> io::Result<()> {
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.flushed += written;
+        Ok(())
+    }
+}
+
+fn violation(error: DecodeError) -> Violation {
+    Violation(error.to_string())
+}
+
+fn verify(computed: u32, trailer: [u8; TRAILER_BYTES]) -> Result<(), Violation> {
+    let sent = u32::from_le_bytes(trailer);
+    match computed == sent {
+        true => Ok(()),
+        false => Err(Violation(format!("checksum {computed:08x} of what arrived, {sent:08x} was sent"))),
+    }
+}

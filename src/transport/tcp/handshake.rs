@@ -1,0 +1,357 @@
+//! Shaking hands: four messages, after which both ends know that they belong together.
+//!
+//! ```text
+//! connector                                   listener
+//!     ├── Hello: who I am, what I hold ─────────▶│ compares
+//!     │◀───── Welcome: who I am, my proof ───────┤
+//!     ├── Proof ────────────────────────────────▶│ verifies
+//!     │◀───────────────────────── Accepted ──────┤
+//! ```
+//!
+//! A listener can't choose who knocks, so only a peer of its own group and rank can end the meeting,
+//! and with a shared secret not even one that says it is; everybody else is refused and forgotten. A
+//! connector chose whom to call: a refusal ends it.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+
+use super::TcpConfig;
+use crate::entropy::Entropy;
+use crate::error::{Error, Link, Result};
+use crate::net::Stream;
+use crate::transport::Ring;
+use crate::wire::DecodeError;
+use crate::wire::auth::{PROOF_BYTES, Role, Secret, proof, verify_proof};
+use crate::wire::frame::{PREFIX_BYTES, frame_in};
+use crate::wire::handshake::{
+    Answer, Endpoint, Hello, MAGIC, Proof, Refusal, RefusalReason, SessionId, Verdict, Welcome, greeting_in,
+};
+
+/// Why a handshake did not succeed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It was not our peer, or our peer did not get through: try again, or wait for the next.
+    Stranger(String),
+    /// It was our peer, and the two don't fit together.
+    Fatal(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// Both halves of a connection whose ends have agreed.
+pub(super) type Halves<S> = (<S as Stream>::Reader, <S as Stream>::Writer);
+
+/// One end of an edge, as it introduces itself.
+#[derive(Clone, Debug)]
+pub(super) struct Party {
+    link: Link,
+    /// All but the nonce, which each connection draws anew.
+    endpoint: Endpoint,
+    secret: Option<Secret>,
+    entropy: Entropy,
+}
+
+impl Party {
+    /// The sending end of the edge from `ring`'s rank to the next.
+    pub(super) fn sender(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
+        let link = ring.outgoing_link();
+        let edge = [link.local_rank, link.peer_rank];
+        Self::new(config, ring, link, edge, max_item_bytes)
+    }
+
+    /// The receiving end of the edge to `ring`'s rank from the previous one.
+    pub(super) fn receiver(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
+        let link = ring.incoming_link();
+        let edge = [link.peer_rank, link.local_rank];
+        Self::new(config, ring, link, edge, max_item_bytes)
+    }
+
+    fn new(
+        config: &TcpConfig,
+        ring: Ring,
+        link: Link,
+        [from, to]: [usize; 2],
+        max_item_bytes: usize,
+    ) -> Result<Self> {
+        let session: SessionId = config.entropy.bytes()?;
+        let endpoint = Endpoint {
+            group: config.group.clone(),
+            from_rank: rank_on_wire(from),
+            to_rank: rank_on_wire(to),
+            world_size: rank_on_wire(ring.world_size()),
+            session,
+            nonce: Default::default(),
+            max_item_bytes: max_item_bytes as u64,
+            checksum: config.checksum,
+            authenticated: config.secret.is_some(),
+        };
+        Ok(Self { link, endpoint, secret: config.secret.clone(), entropy: config.entropy.clone() })
+    }
+
+    /// The connector's side.
+    pub(super) async fn greet<S: Stream>(
+        &self,
+        stream: S,
+        address: SocketAddr,
+    ) -> Result<Halves<S>, Failure> {
+        let link = self.link.clone().at(address);
+        let incompatible =
+            |mismatch| Failure::Fatal(Error::PeerIncompatible { link: link.clone(), mismatch });
+        let undecodable = |error: DecodeError| match error {
+            DecodeError::Magic { .. } => Failure::Stranger(error.to_string()),
+            error => Failure::Fatal(error.into_error(link.clone())),
+        };
+        let (mut reader, mut writer) = stream.split();
+
+        let hello = Hello { endpoint: self.fresh_endpoint()?, first_sequence: 0, peer_session: None };
+        let mut hello_bytes = Vec::new();
+        hello.encode_into(&mut hello_bytes);
+        writer.write_all(&hello_bytes).await.map_err(lost)?;
+
+        let (answer_bytes, body) = read_message(&mut reader, greeting_in, MAGIC.len() + PREFIX_BYTES)
+            .await
+            .map_err(|failure| failure.or(undecodable))?;
+        let welcome = match Answer::decode(&answer_bytes[body]).map_err(undecodable)? {
+            Answer::Welcome(welcome) => welcome,
+            Answer::Refusal(refusal) => return Err(incompatible(refused(&refusal))),
+        };
+        if let Some((reason, text)) = mismatch(&hello.endpoint, &welcome.endpoint) {
+            return Err(incompatible(format!("{reason}: {text}")));
+        }
+        let transcript: &[&[u8]] = &[&hello_bytes, &welcome.unproven()];
+        if !self.verifies(Role::Listener, transcript, &welcome.proof) {
+            // A proof of nothing, so that the listener can tell its side why.
+            let mut bytes = Vec::new();
+            Proof { proof: [0; PROOF_BYTES] }.encode_into(&mut bytes);
+            writer.write_all(&bytes).await.map_err(lost)?;
+            return Err(incompatible("secret: the listener does not know ours".into()));
+        }
+
+        let mut bytes = Vec::new();
+        Proof { proof: self.proof(Role::Connector, &[&hello_bytes, &answer_bytes]) }.encode_into(&mut bytes);
+        writer.write_all(&bytes).await.map_err(lost)?;
+        let (bytes, body) = read_message(&mut reader, frame_in, PREFIX_BYTES)
+            .await
+            .map_err(|failure| failure.or(undecodable))?;
+        match Verdict::decode(&bytes[body]).map_err(undecodable)? {
+            Verdict::Accepted => Ok((reader, writer)),
+            Verdict::Refusal(refusal) => Err(incompatible(refused(&refusal))),
+        }
+    }
+
+    /// The listener's side, up to its verdict, which [`Candidate::accept`] gives.
+    pub(super) async fn admit<S: Stream>(
+        &self,
+        stream: S,
+        address: SocketAddr,
+    ) -> Result<Candidate<S>, Failure> {
+        let stranger = |what: String| Failure::Stranger(format!("{address}: {what}"));
+        let (mut reader, mut writer) = stream.split();
+
+        let undecodable = |error: DecodeError| stranger(error.to_string());
+        let (hello_bytes, body) = read_message(&mut reader, greeting_in, MAGIC.len() + PREFIX_BYTES)
+            .await
+            .map_err(|failure| failure.or(undecodable))?;
+        let hello = match Hello::decode(&hello_bytes[body]) {
+            Ok(hello) => hello,
+            Err(error) => {
+                if matches!(error, DecodeError::Version { .. }) {
+                    refuse_hello(&mut writer, RefusalReason::Version, &error.to_string()).await;
+                }
+                return Err(undecodable(error));
+            }
+        };
+        let endpoint = self.fresh_endpoint()?;
+        if let Some((reason, text)) = self.objection(&hello, &endpoint) {
+            refuse_hello(&mut writer, reason, &text).await;
+            let text = format!("{reason}: {text}");
+            return Err(match self.is_our_peer(reason) {
+                true => {
+                    let link = self.link.clone().at(address);
+                    Failure::Fatal(Error::PeerIncompatible { link, mismatch: text })
+                }
+                false => stranger(text),
+            });
+        }
+
+        let mut welcome = Welcome { endpoint, received: 0, proof: [0; PROOF_BYTES] };
+        welcome.proof = self.proof(Role::Listener, &[&hello_bytes, &welcome.unproven()]);
+        let mut welcome_bytes = Vec::new();
+        Answer::Welcome(welcome).encode_into(&mut welcome_bytes);
+        writer.write_all(&welcome_bytes).await.map_err(lost)?;
+
+        let (bytes, body) = read_message(&mut reader, frame_in, PREFIX_BYTES)
+            .await
+            .map_err(|failure| failure.or(undecodable))?;
+        let claimed = Proof::decode(&bytes[body]).map_err(undecodable)?;
+        if !self.verifies(Role::Connector, &[&hello_bytes, &welcome_bytes], &claimed.proof) {
+            let text = "the connector does not know ours";
+            send_verdict(&mut writer, &refusal(RefusalReason::Secret, text, Verdict::Refusal)).await?;
+            return Err(stranger(format!("secret: {text}")));
+        }
+        Ok(Candidate { reader, writer, address })
+    }
+
+    /// What speaks against the connector, if anything does.
+    fn objection(&self, hello: &Hello, ours: &Endpoint) -> Option<(RefusalReason, String)> {
+        mismatch(&hello.endpoint, ours).or_else(|| {
+            // There was no connection before this one, so there is nothing to resume.
+            hello.peer_session.map(|_| (RefusalReason::Session, "the session is not the listener's".into()))
+        })
+    }
+
+    /// Whether a mismatch of this kind means that our peer is set up differently, rather than that a
+    /// stranger knocked. With a secret that can't be told before the proof.
+    fn is_our_peer(&self, reason: RefusalReason) -> bool {
+        use RefusalReason::{Checksum, ItemLimit, WorldSize};
+        self.secret.is_none() && matches!(reason, WorldSize | ItemLimit | Checksum)
+    }
+
+    fn fresh_endpoint(&self) -> Result<Endpoint> {
+        Ok(Endpoint { nonce: self.entropy.bytes()?, ..self.endpoint.clone() })
+    }
+
+    fn proof(&self, role: Role, transcript: &[&[u8]]) -> [u8; PROOF_BYTES] {
+        self.secret.as_ref().map_or([0; PROOF_BYTES], |secret| proof(secret, role, transcript))
+    }
+
+    fn verifies(&self, role: Role, transcript: &[&[u8]], claimed: &[u8; PROOF_BYTES]) -> bool {
+        match &self.secret {
+            Some(secret) => verify_proof(secret, role, transcript, claimed),
+            None => *claimed == [0; PROOF_BYTES],
+        }
+    }
+}
+
+/// A connector that may be accepted.
+#[derive(Debug)]
+pub(super) struct Candidate<S: Stream> {
+    reader: S::Reader,
+    writer: S::Writer,
+    pub(super) address: SocketAddr,
+}
+
+impl<S: Stream> Candidate<S> {
+    /// Tells it. From then on frames may come.
+    pub(super) async fn accept(mut self) -> Result<Halves<S>, Failure> {
+        send_verdict(&mut self.writer, &Verdict::Accepted).await?;
+        Ok((self.reader, self.writer))
+    }
+}
+
+/// Where the two ends differ, in the order in which it matters to a person.
+fn mismatch(connector: &Endpoint, listener: &Endpoint) -> Option<(RefusalReason, String)> {
+    let differ = |what, connector: &dyn std::fmt::Display, listener: &dyn std::fmt::Display| {
+        format!("{what}: the connector has {connector}, the listener {listener}")
+    };
+    let edge = |endpoint: &Endpoint| format!("{} to {}", endpoint.from_rank, endpoint.to_rank);
+    let (a, b) = (connector, listener);
+    if a.group != b.group {
+        let quoted = |endpoint: &Endpoint| format!("{:?}", endpoint.group.as_str());
+        return Some((RefusalReason::Group, differ("groups differ", &quoted(a), &quoted(b))));
+    }
+    if (a.from_rank, a.to_rank) != (b.from_rank, b.to_rank) {
+        return Some((RefusalReason::Rank, differ("ranks differ", &edge(a), &edge(b))));
+    }
+    if a.authenticated != b.authenticated {
+        let has = |endpoint: &Endpoint| if endpoint.authenticated { "one" } else { "none" };
+        return Some((RefusalReason::Secret, differ("only one end has a secret", &has(a), &has(b))));
+    }
+    if a.world_size != b.world_size {
+        let text = differ("world sizes differ", &a.world_size, &b.world_size);
+        return Some((RefusalReason::WorldSize, text));
+    }
+    if a.max_item_bytes != b.max_item_bytes {
+        let text = differ("item limits (max_item_bytes) differ", &a.max_item_bytes, &b.max_item_bytes);
+        return Some((RefusalReason::ItemLimit, text));
+    }
+    if a.checksum != b.checksum {
+        let text = differ("checksum settings differ", &a.checksum, &b.checksum);
+        return Some((RefusalReason::Checksum, text));
+    }
+    None
+}
+
+/// A message that did not arrive as one.
+enum Unread {
+    Lost(String),
+    Malformed(DecodeError),
+}
+
+impl Unread {
+    fn or(self, undecodable: impl FnOnce(DecodeError) -> Failure) -> Failure {
+        match self {
+            Self::Lost(reason) => Failure::Stranger(reason),
+            Self::Malformed(error) => undecodable(error),
+        }
+    }
+}
+
+/// Reads one message and not a byte more, and says where in it the body is.
+async fn read_message(
+    reader: &mut (impl AsyncRead + Unpin),
+    body_in: fn(&[u8]) -> Result<Option<Range<usize>>, DecodeError>,
+    header_bytes: usize,
+) -> Result<(Vec<u8>, Range<usize>), Unread> {
+    let mut message = Vec::new();
+    loop {
+        if let Some(body) = body_in(&message).map_err(Unread::Malformed)? {
+            return Ok((message, body));
+        }
+        // The header says how long the body is; a stranger is recognised by any part of its first
+        // bytes.
+        let known = message.last_chunk::<PREFIX_BYTES>().filter(|_| message.len() == header_bytes);
+        let missing = match known {
+            Some(prefix) => u32::from_le_bytes(*prefix) as usize,
+            None if message.len() < header_bytes => header_bytes - message.len(),
+            None => 1,
+        };
+        let mut part = (&mut *reader).take(missing as u64);
+        match part.read_buf(&mut message).await {
+            Ok(0) => return Err(Unread::Lost("the connection was closed during the handshake".into())),
+            Ok(_) => {}
+            Err(error) => return Err(Unread::Lost(format!("{error} during the handshake"))),
+        }
+    }
+}
+
+fn refusal<M>(reason: RefusalReason, text: &str, message: impl FnOnce(Refusal) -> M) -> M {
+    message(Refusal { reason, text: text.into() })
+}
+
+/// Tells a connector why not. If that fails it finds out by the end of the connection.
+async fn refuse_hello(writer: &mut (impl tokio::io::AsyncWrite + Unpin), reason: RefusalReason, text: &str) {
+    let mut bytes = Vec::new();
+    refusal(reason, text, Answer::Refusal).encode_into(&mut bytes);
+    if let Err(error) = writer.write_all(&bytes).await {
+        tracing::debug!(%error, "a refusal did not reach its connector");
+    }
+}
+
+async fn send_verdict(
+    writer: &mut (impl tokio::io::AsyncWrite + Unpin),
+    verdict: &Verdict,
+) -> Result<(), Failure> {
+    let mut bytes = Vec::new();
+    verdict.encode_into(&mut bytes);
+    writer.write_all(&bytes).await.map_err(lost)
+}
+
+fn refused(refusal: &Refusal) -> String {
+    format!("it refused us: {}: {}", refusal.reason, refusal.text)
+}
+
+fn lost(error: std::io::Error) -> Failure {
+    Failure::Stranger(format!("{error} during the handshake"))
+}
+
+/// [`Ring`] holds no rank that does not fit.
+fn rank_on_wire(rank: usize) -> u32 {
+    u32::try_from(rank).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,149 @@
+//! One TCP connection per directed edge: items go one way, acknowledgements, heartbeats and errors
+//! the other.
+//!
+//! # Meeting
+//!
+//! A rank that receives binds a listener and publishes its address in the [`Store`] under
+//! `kvpipe/GROUP/RANK/address`. The rank before it looks the address up, connects, and deletes the
+//! key once the two have shaken hands. After that the store is not needed any more.
+//!
+//! The [handshake](crate::wire::handshake) compares everything that must agree. A listener refuses
+//! strangers and goes on listening until `connect_timeout`; a peer of the right group and rank that
+//! is set up differently is an error at both ends, with both values. With a [`Secret`] each end
+//! proves to the other that it knows it, so that a stranger can neither join nor stop the meeting.
+//! The secret authenticates the handshake; it neither encrypts nor authenticates what follows.
+//!
+//! # Moving items
+//!
+//! [Frames](crate::wire::frame) one way, replies the other. The sender writes headers and small
+//! payloads in batches and large ones from where they lie. The receiver reserves room in its inbox,
+//! takes an aligned buffer from a bounded pool, and reads the payload straight into it.
+//!
+//! # Staying alive
+//!
+//! Each end sends a sign of life when it has sent nothing for an eighth of the heartbeat limit. Any
+//! byte counts as one. An end that hears nothing for the limit gives the peer up; a receiver counts
+//! only while it reads, since a sender that is kept waiting in the middle of a payload can't speak.
+//! A slow consumer is therefore not a dead one: while its inbox is full, its transport still says
+//! that it is alive.
+
+mod connection;
+mod handshake;
+mod incoming;
+mod outgoing;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use self::incoming::TcpIncoming;
+pub use self::outgoing::TcpOutgoing;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::{Guarantees, Ring, Transport, session};
+use crate::entropy::Entropy;
+use crate::error::Result;
+use crate::net::{Net, SocketOptions};
+use crate::store::Store;
+use crate::tensor::BufferPool;
+pub use crate::wire::auth::Secret;
+pub use crate::wire::text::GroupName;
+
+/// How ranks meet and talk over TCP. Group, checksum and secret must be equal at both ends.
+#[derive(Clone, Debug)]
+pub struct TcpConfig {
+    /// The name that keeps edges of different groups apart, on the same store and in the handshake.
+    pub group: GroupName,
+    /// How long the two ranks of an edge wait for each other at the beginning.
+    pub connect_timeout: Duration,
+    /// The silence after which a peer counts as dead.
+    pub heartbeat: Duration,
+    /// Whether every frame carries a CRC32C of itself and its payload.
+    pub checksum: bool,
+    /// What both ends must know, if anything.
+    pub secret: Option<Secret>,
+    /// Options of every socket.
+    pub socket: SocketOptions,
+    /// Where session ids, nonces and back-off jitter come from.
+    pub entropy: Entropy,
+    /// Where payloads are received.
+    pub pool: BufferPool,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            group: GroupName::default(),
+            connect_timeout: Duration::from_secs(300),
+            heartbeat: Duration::from_secs(5),
+            checksum: true,
+            secret: None,
+            socket: SocketOptions::default(),
+            entropy: Entropy::system(),
+            pool: BufferPool::new(POOL_IDLE_BYTES_MAX),
+        }
+    }
+}
+
+/// Enough for the buffers that a consumer hands back while others are on their way.
+const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
+
+/// Both edges of a rank in a ring: to the next one, and from the previous one.
+#[derive(Debug)]
+pub struct TcpTransport<N: Net, S> {
+    outgoing: TcpOutgoing<N, S>,
+    incoming: TcpIncoming<N>,
+}
+
+impl<N: Net, S: Store + Clone> TcpTransport<N, S> {
+    /// Binds a listener on exactly `address` (port 0 chooses one) and publishes it. Nobody is
+    /// connected to yet: that begins when the pipe's driver is polled, and how it ends is what the
+    /// pipe's methods report.
+    ///
+    /// # Errors
+    /// As [`TcpIncoming::bind`].
+    pub async fn bind(net: N, store: S, ring: Ring, address: SocketAddr, config: TcpConfig) -> Result<Self> {
+        let incoming = TcpIncoming::bind(net.clone(), &store, ring, address, config.clone()).await?;
+        let outgoing = TcpOutgoing::new(net, store, ring, config);
+        Ok(Self { outgoing, incoming })
+    }
+
+    /// The address that is published.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.incoming.local_addr()
+    }
+}
+
+impl<N: Net, S: Store + Clone> Transport for TcpTransport<N, S> {
+    type Out = TcpOutgoing<N, S>;
+    type In = TcpIncoming<N>;
+
+    fn guarantees(&self) -> Guarantees {
+        Guarantees { acknowledged: true, close_visible: true, detects_death: true, resumes: false }
+    }
+
+    fn split(self) -> (Self::Out, Self::In) {
+        (self.outgoing, self.incoming)
+    }
+}
+
+/// How long an end that gave up waits for the other to notice.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Ticks of the heartbeat, none of them at once.
+fn ticker(heartbeat: Duration) -> Interval {
+    // An interval of zero would panic.
+    let period = (heartbeat / session::TICKS).max(Duration::from_millis(1));
+    let mut ticker = interval_at(Instant::now() + period, period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+fn silent_for(heartbeat: Duration) -> String {
+    format!("it was silent for {} s", heartbeat.as_secs_f64())
+}
+
+/// Where a rank publishes the address at which it receives.
+fn address_key(group: &GroupName, rank: usize) -> String {
+    format!("kvpipe/{group}/{rank}/address")
+}

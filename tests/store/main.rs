@@ -1,0 +1,12 @@
+//! The store through its public API: what must hold for every store, TCPStore's bytes, hostile clients
+//! and servers, and PyTorch itself where it is at hand.
+#![cfg(not(loom))]
+
+mod client;
+mod golden;
+mod hostile;
+mod protocol;
+mod server;
+mod suite;
+mod support;
+mod torch;

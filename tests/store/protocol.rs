@@ -1,0 +1,223 @@
+//! The parsers: the pieces in which bytes come must not matter.
+
+use bytes::{Bytes, BytesMut};
+use kvpipe::store::Limits;
+use kvpipe::store::tcp::protocol::{
+    Expected, MAGIC, ProtocolError, Reply, ReplyParser, Request, RequestParser,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::support::encoded;
+
+fn parse_all(parser: &mut RequestParser, mut input: &[u8]) -> Result<Vec<Request>, ProtocolError> {
+    let mut requests = Vec::new();
+    while let Some(request) = parser.parse(&mut input)? {
+        requests.push(request);
+    }
+    assert!(input.is_empty(), "bytes left over");
+    Ok(requests)
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Request>, ProtocolError> {
+    parse_with(Limits::default(), bytes)
+}
+
+fn parse_with(limits: Limits, bytes: &[u8]) -> Result<Vec<Request>, ProtocolError> {
+    parse_all(&mut RequestParser::new(limits), bytes)
+}
+
+/// One request of each kind.
+fn all_kinds() -> Vec<Request> {
+    let keys = || vec![Bytes::from("/k"), Bytes::new(), Bytes::from("/key")];
+    vec![
+        Request::Validate { magic: MAGIC },
+        Request::Ping { nonce: 7 },
+        Request::Set { key: "/k".into(), value: "value".into() },
+        Request::Set { key: Bytes::new(), value: Bytes::new() },
+        Request::Get { key: "/k".into() },
+        Request::Add { key: "/n".into(), delta: -1 },
+        Request::Check { keys: vec![] },
+        Request::Check { keys: keys() },
+        Request::Wait { keys: keys() },
+        Request::CancelWait,
+        Request::DeleteKey { key: "/k".into() },
+    ]
+}
+
+#[test]
+fn requests_split_at_any_byte_are_the_same_requests() {
+    let bytes = encoded(&all_kinds());
+    for split in 0..=bytes.len() {
+        let mut parser = RequestParser::new(Limits::default());
+        let mut requests = parse_all(&mut parser, &bytes[..split]).unwrap();
+        requests.extend(parse_all(&mut parser, &bytes[split..]).unwrap());
+        assert_eq!(requests, all_kinds(), "split at {split}");
+    }
+}
+
+#[test]
+fn an_unfinished_request_is_no_request() {
+    for request in all_kinds() {
+        let bytes = encoded(std::slice::from_ref(&request));
+        assert_eq!(parse(&bytes[..bytes.len() - 1]), Ok(vec![]), "{request:?}");
+    }
+}
+
+#[test]
+fn an_unknown_opcode_is_named() {
+    for opcode in [2, 7, 9, 10, 11, 14, 18, 19, b'G', 255] {
+        let error = parse(&[opcode]).unwrap_err();
+        assert_eq!(error, ProtocolError::UnknownOpcode(opcode));
+        assert_eq!(error.to_string(), format!("unknown opcode {opcode}"));
+    }
+}
+
+#[test]
+fn a_declared_length_over_its_limit_is_refused_before_its_bytes_come() {
+    let limits = Limits::default();
+    let key = |length: u64| [&[3][..], &length.to_le_bytes()].concat();
+    assert_eq!(parse(&key(8192)), Ok(vec![]));
+    for length in [8193, 1 << 62, u64::MAX] {
+        let refused = ProtocolError::TooLong { what: "key", length, limit: limits.key_bytes };
+        assert_eq!(parse(&key(length)), Err(refused));
+    }
+    let value = |length: u64| [&[1, 1, 0, 0, 0, 0, 0, 0, 0, b'k'][..], &length.to_le_bytes()].concat();
+    assert_eq!(parse(&value(8 << 20)), Ok(vec![]));
+    for length in [(8 << 20) + 1, 1 << 62] {
+        let refused = ProtocolError::TooLong { what: "value", length, limit: limits.value_bytes };
+        assert_eq!(parse(&value(length)), Err(refused));
+    }
+    let keys = |count: u64| [&[6][..], &count.to_le_bytes()].concat();
+    assert_eq!(parse(&keys(131_072)), Ok(vec![]));
+    for count in [131_073, 1 << 62] {
+        let refused = ProtocolError::TooManyKeys { count, limit: limits.keys_per_request };
+        assert_eq!(parse(&keys(count)), Err(refused));
+    }
+}
+
+#[test]
+fn the_keys_of_one_request_are_bounded_together() {
+    let mut limits = Limits::default();
+    limits.key_list_bytes = 5;
+    let check = |keys: &[&'static str]| {
+        let keys = keys.iter().map(|key| Bytes::from(*key)).collect();
+        parse_with(limits.clone(), &encoded(&[Request::Check { keys }]))
+    };
+    check(&["abc", "de"]).unwrap();
+    let refused = ProtocolError::TooLong { what: "list of keys", length: 6, limit: 5 };
+    assert_eq!(check(&["abc", "def"]), Err(refused));
+}
+
+#[test]
+fn a_large_value_that_comes_byte_by_byte_takes_linear_time() {
+    // Quadratic, this is 8 x 10^12 steps; linear, it is done at once.
+    let request = Request::Set { key: "k".into(), value: vec![1; 4 << 20].into() };
+    let mut parser = RequestParser::new(Limits::default());
+    let mut parsed = None;
+    for byte in encoded(std::slice::from_ref(&request)).iter() {
+        assert_eq!(parsed, None);
+        parsed = parser.parse(&mut std::slice::from_ref(byte)).unwrap();
+    }
+    assert!(parsed == Some(request));
+}
+
+#[test]
+fn a_reply_that_can_not_be_is_refused() {
+    let parse = |expected, byte| ReplyParser::new(expected, &Limits::default()).parse(&mut &[byte][..]);
+    assert_eq!(parse(Expected::Readiness, 1), Ok(Some(Reply::NotReady)));
+    assert_eq!(parse(Expected::Wait, 1), Ok(Some(Reply::WaitCanceled)));
+    for expected in [Expected::Readiness, Expected::Wait] {
+        assert!(matches!(parse(expected, 2), Err(ProtocolError::WrongReply { .. })));
+    }
+}
+
+fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let keys = || vec(bytes(20), 0..8);
+    prop_oneof![
+        any::<u32>().prop_map(|magic| Request::Validate { magic }),
+        any::<u32>().prop_map(|nonce| Request::Ping { nonce }),
+        (bytes(20), bytes(300)).prop_map(|(key, value)| Request::Set { key, value }),
+        bytes(20).prop_map(|key| Request::Get { key }),
+        (bytes(20), any::<i64>()).prop_map(|(key, delta)| Request::Add { key, delta }),
+        keys().prop_map(|keys| Request::Check { keys }),
+        keys().prop_map(|keys| Request::Wait { keys }),
+        Just(Request::CancelWait),
+        bytes(20).prop_map(|key| Request::DeleteKey { key }),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = (Expected, Reply)> {
+    prop_oneof![
+        any::<u32>().prop_map(|nonce| (Expected::Pong, Reply::Pong(nonce))),
+        bytes(300).prop_map(|value| (Expected::Value, Reply::Value(value))),
+        any::<i64>().prop_map(|number| (Expected::Number, Reply::Number(number))),
+        Just((Expected::Readiness, Reply::Ready)),
+        Just((Expected::Readiness, Reply::NotReady)),
+        Just((Expected::Wait, Reply::StopWaiting)),
+        Just((Expected::Wait, Reply::WaitCanceled)),
+    ]
+}
+
+/// `bytes` in pieces of the given lengths, round and round.
+fn pieces<'a>(mut bytes: &'a [u8], lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut lengths = lengths.iter().cycle();
+    std::iter::from_fn(move || {
+        let length = (*lengths.next()?).min(bytes.len());
+        let (piece, rest) = bytes.split_at(length);
+        bytes = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_requests_in_any_pieces_come_out_as_they_went_in(
+        requests in vec(request(), 0..12),
+        lengths in vec(1usize..40, 1..8),
+    ) {
+        let mut parser = RequestParser::new(Limits::default());
+        let mut parsed = Vec::new();
+        for piece in pieces(&encoded(&requests), &lengths) {
+            parsed.extend(parse_all(&mut parser, piece).unwrap());
+        }
+        prop_assert_eq!(parsed, requests);
+    }
+
+    #[test]
+    fn any_bytes_give_the_same_in_any_pieces(
+        opcode in 0u8..16,
+        tail in vec(prop_oneof![Just(0u8), 0u8..4, any::<u8>()], 0..80),
+        lengths in vec(1usize..40, 1..8),
+    ) {
+        let bytes = [&[opcode][..], &tail].concat();
+        let whole = parse(&bytes);
+        let mut parser = RequestParser::new(Limits::default());
+        let in_pieces: Result<Vec<Vec<Request>>, ProtocolError> =
+            pieces(&bytes, &lengths).map(|piece| parse_all(&mut parser, piece)).collect();
+        prop_assert_eq!(whole, in_pieces.map(|requests| requests.concat()));
+    }
+
+    #[test]
+    fn any_reply_in_any_pieces_comes_out_as_it_went_in(
+        (expected, reply) in reply(),
+        lengths in vec(1usize..40, 1..8),
+    ) {
+        let mut bytes = BytesMut::new();
+        let value = reply.encode_up_to_value(&mut bytes);
+        let bytes = [&bytes[..], value].concat();
+        prop_assert_eq!(bytes.len(), reply.encoded_bytes());
+        let mut parser = ReplyParser::new(expected, &Limits::default());
+        let mut parsed = None;
+        for mut piece in pieces(&bytes, &lengths) {
+            prop_assert_eq!(parsed, None);
+            parsed = parser.parse(&mut piece).unwrap();
+            prop_assert!(piece.is_empty());
+        }
+        prop_assert_eq!(parsed, Some(reply));
+    }
+}

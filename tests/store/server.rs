@@ -1,0 +1,100 @@
+//! Where the server listens, whom it admits, and how it ends.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use kvpipe::Error;
+use kvpipe::net::TokioNet;
+use kvpipe::store::tcp::TcpStoreServer;
+use kvpipe::store::tcp::protocol::Request;
+use kvpipe::store::{Limits, Store};
+use tokio::net::TcpStream;
+
+use crate::support::{LONG, Raw, connect, listener, server, server_with, until};
+
+#[tokio::test]
+async fn it_listens_on_exactly_the_given_address() {
+    let server = server().await;
+    let address = server.local_addr();
+    assert_eq!(address.ip(), Ipv4Addr::LOCALHOST);
+    Raw::validated(address).await;
+    let other = SocketAddr::new(Ipv4Addr::new(127, 0, 0, 2).into(), address.port());
+    TcpStream::connect(other).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error_that_names_it() {
+    let server = server().await;
+    let address = server.local_addr();
+    let error = TcpStoreServer::bind(&TokioNet, address, Limits::default()).await.unwrap_err();
+    let Error::Io { doing, source } = &error else { panic!("{error}") };
+    assert!(doing.contains(&address.to_string()), "{error}");
+    assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn it_takes_a_socket_that_listens_already() {
+    let (listener, address) = listener().await;
+    let server = TcpStoreServer::serve(listener, Limits::default()).unwrap();
+    assert_eq!(server.local_addr(), address);
+    connect(address).await.set("k", "v".into(), LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_client_over_the_limit_is_turned_away_and_may_come_when_another_has_left() {
+    let mut limits = Limits::default();
+    limits.clients = 1;
+    let server = server_with(limits).await;
+    let first = Raw::validated(server.local_addr()).await;
+    Raw::connect(server.local_addr()).await.expect_closed().await;
+    assert_eq!(server.clients(), 1);
+    drop(first);
+    server.wait_until_idle(LONG).await.unwrap();
+    Raw::validated(server.local_addr()).await;
+}
+
+#[tokio::test]
+async fn it_is_idle_once_the_last_client_has_left() {
+    let server = server().await;
+    let (one, two) = (connect(server.local_addr()).await, connect(server.local_addr()).await);
+    let error = server.wait_until_idle(Duration::from_millis(10)).await.unwrap_err();
+    assert!(error.to_string().contains("2 connections to leave"), "{error}");
+    drop(one);
+    until(|| server.clients() == 1).await;
+    let (idle, ()) = tokio::join!(biased; server.wait_until_idle(LONG), async { drop(two) });
+    idle.unwrap();
+}
+
+#[tokio::test]
+async fn shutdown_closes_every_connection_and_the_port() {
+    let server = server().await;
+    let address = server.local_addr();
+    let mut idle = Raw::validated(address).await;
+    let mut waiting = Raw::validated(address).await;
+    waiting.send(&[Request::Wait { keys: vec!["/never".into()] }]).await;
+    waiting.ping().await;
+    tokio::time::timeout(LONG, server.shutdown()).await.unwrap();
+    idle.expect_closed().await;
+    waiting.expect_closed().await;
+    TcpStream::connect(address).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn dropping_it_closes_every_connection_and_the_port() {
+    let server = server().await;
+    let address = server.local_addr();
+    let mut client = Raw::validated(address).await;
+    drop(server);
+    client.expect_closed().await;
+    TcpStream::connect(address).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_client_that_has_finished_its_direction_still_gets_its_replies() {
+    let server = server().await;
+    let mut client = Raw::validated(server.local_addr()).await;
+    client.send(&[Request::Add { key: "/n".into(), delta: 7 }]).await;
+    tokio::io::AsyncWriteExt::shutdown(&mut client.0).await.unwrap();
+    client.expect(&7i64.to_le_bytes()).await;
+    client.expect_closed().await;
+}

@@ -1,0 +1,9 @@
+//! The tcp transport where it differs from the others: refusals, garbage, odd reads and writes.
+//! What all transports promise is in the conformance suite.
+
+#![allow(missing_docs, reason = "a test binary")]
+
+mod handshake;
+mod hostile;
+mod support;
+mod trickle;
