@@ -22,11 +22,21 @@ pub(crate) trait Backend {
     /// One direction only, from rank 0 to rank 1.
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>);
 
-    /// How long a peer may be silent. For a wire without a clock, what the others have.
-    fn heartbeat_limit(&self) -> Duration {
-        Duration::from_millis(500)
+    /// The same, but a silent peer is given up after [`HEARTBEAT`]; None on a wire without a clock,
+    /// which never gives one up.
+    fn impatient(self) -> Option<Self>
+    where
+        Self: Sized;
+
+    /// Whether an end that is set up differently is told from a stranger. A stranger does not end the
+    /// meeting.
+    fn tells_peers_from_strangers(&self) -> bool {
+        true
     }
 }
+
+/// The silence after which an impatient end gives its peer up.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Two ends in one process.
 pub(crate) struct Memory;
@@ -40,6 +50,10 @@ impl Backend for Memory {
 
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
         memory::edge(Script::new())
+    }
+
+    fn impatient(self) -> Option<Self> {
+        None
     }
 }
 
@@ -97,5 +111,14 @@ impl Backend for Tcp {
         let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await.unwrap();
         let (ring, _, config) = self.end(0);
         (TcpOutgoing::new(TokioNet, store, ring, config), incoming)
+    }
+    fn impatient(mut self) -> Option<Self> {
+        self.config.heartbeat = HEARTBEAT;
+        Some(self)
+    }
+
+    fn tells_peers_from_strangers(&self) -> bool {
+        // Who does not know the secret may say anything.
+        self.config.secret.is_none()
     }
 }

@@ -125,10 +125,12 @@ macro_rules! conformance {
                 $backend,
                 patience,
                 run,
-                |_| true,
+                |wire| wire.detects_death,
                 [
                     a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead,
+                    a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead,
                     a_long_idle_pipe_still_takes_a_burst,
+                    a_frozen_peer_is_found_out_by_both_directions,
                 ]
             );
             group!(
