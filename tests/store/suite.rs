@@ -9,7 +9,7 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, MemoryStore, PrefixStore, Store};
 
-use crate::support::{LONG, connect, server_at};
+use crate::support::{LONG, connect, in_time, server_at};
 
 /// One store as two ranks see it, and what keeps it alive.
 struct World<S> {
