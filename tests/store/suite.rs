@@ -231,7 +231,9 @@ async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_n
 }
 
 async fn the_longest_timeout_is_accepted<S: Store>(World { a, b, .. }: World<S>) {
-    let (got, set) = tokio::join!(biased; a.get("k", Duration::MAX), b.set("k", "v".into(), Duration::MAX));
+    let longest = Duration::MAX;
+    let both = async { tokio::join!(biased; a.get("k", longest), b.set("k", "v".into(), longest)) };
+    let (got, set) = in_time(both).await;
     set.unwrap();
     got.unwrap();
 }
