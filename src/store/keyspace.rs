@@ -115,8 +115,8 @@ impl Keyspace {
         Ok((sum, satisfied))
     }
 
-    pub(super) fn has_all(&self, keys: &[Bytes]) -> bool {
-        keys.iter().all(|key| self.values.contains_key(key))
+    pub(super) fn has_all<K: AsRef<[u8]>>(&self, keys: &[K]) -> bool {
+        keys.iter().all(|key| self.values.contains_key(key.as_ref()))
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) -> bool {
