@@ -4,10 +4,7 @@
 //! reference counts and its threads from here, and nothing else.
 
 #[cfg(loom)]
-pub(crate) use loom::{
-    future::block_on,
-    sync::MutexGuard,
-};
+pub(crate) use loom::{future::block_on, sync::MutexGuard};
 #[cfg(not(loom))]
 pub(crate) use std::sync::MutexGuard;
 
