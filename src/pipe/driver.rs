@@ -36,7 +36,6 @@ impl Driver {
     ///
     /// # Errors
     /// [`Error::Io`] if the thread or its runtime can't be started.
-    #[cfg(not(loom))]
     pub fn spawn(self) -> Result<()> {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             drop(runtime.spawn(self));

@@ -93,7 +93,6 @@ impl Pipe {
     ///
     /// # Errors
     /// [`Error::Io`] if that thread can't be started.
-    #[cfg(not(loom))]
     pub fn spawn<T: Transport>(transport: T, config: PipeConfig) -> Result<Self> {
         let (outgoing, incoming) = transport.split();
         let (pipe, driver) = Self::new(outgoing, incoming, config);
@@ -137,7 +136,6 @@ impl Pipe {
     ///
     /// # Errors
     /// As there.
-    #[cfg(not(loom))]
     pub async fn send_timeout(&self, item: Item, timeout: Duration) -> Result<u64> {
         self.sender()?.send_timeout(item, timeout).await
     }
@@ -192,7 +190,6 @@ impl Pipe {
     ///
     /// # Errors
     /// As there.
-    #[cfg(not(loom))]
     pub async fn recv_timeout(&self, timeout: Duration) -> Result<Item> {
         self.receiver()?.recv_timeout(timeout).await
     }

@@ -69,7 +69,6 @@ impl Receiver {
     ///
     /// # Errors
     /// [`Error::Timeout`], after which the pipe is as good as before, and as [`recv`](Self::recv).
-    #[cfg(not(loom))]
     pub async fn recv_timeout(&self, timeout: Duration) -> Result<Item> {
         match tokio::time::timeout(timeout, self.recv()).await {
             Ok(received) => received,

@@ -84,7 +84,6 @@ impl Sender {
     ///
     /// # Errors
     /// [`Error::Timeout`], and as [`send`](Self::send).
-    #[cfg(not(loom))]
     pub async fn send_timeout(&self, item: Item, timeout: Duration) -> Result<u64> {
         let bytes = item_bytes(&item);
         match tokio::time::timeout(timeout, self.send(item)).await {

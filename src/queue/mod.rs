@@ -181,6 +181,7 @@ impl<T: Clone> ByteQueue<T> {
     }
 
     /// Waits until the producer has ended or the queue has failed. Cancel safe.
+    #[cfg(not(loom))]
     pub(crate) async fn closed(&self) {
         self.watch(|state| (state.is_closed() || state.failure().is_some()).then_some(())).await;
     }

@@ -115,8 +115,9 @@ impl Keyspace {
         Ok((sum, satisfied))
     }
 
-    pub(super) fn has_all(&self, keys: &[Bytes]) -> bool {
-        keys.iter().all(|key| self.values.contains_key(key))
+    #[cfg(not(loom))]
+    pub(super) fn has_all<K: AsRef<[u8]>>(&self, keys: &[K]) -> bool {
+        keys.iter().all(|key| self.values.contains_key(key.as_ref()))
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) -> bool {
@@ -210,7 +211,7 @@ mod tests {
     fn a_wait_ends_once_every_key_has_come_even_if_one_is_deleted_again() {
         let mut space = empty();
         assert!(!space.wait(7, keys(&["a", "b"])));
-        assert_eq!(set(&mut space, "a"), []);
+        assert!(set(&mut space, "a").is_empty());
         assert!(space.delete(b"a"));
         assert_eq!(set(&mut space, "b"), [7]);
         assert!(!space.is_waiting(7));
@@ -221,7 +222,7 @@ mod tests {
         let mut space = empty();
         assert!(!space.wait(7, keys(&["a", "a"])));
         assert_eq!(set(&mut space, "a"), [7]);
-        assert_eq!(set(&mut space, "a"), []);
+        assert!(set(&mut space, "a").is_empty());
     }
 
     #[test]
@@ -241,7 +242,7 @@ mod tests {
         assert!(!space.wait(8, keys(&["a"])));
         space.cancel(7);
         assert_eq!(set(&mut space, "a"), [8]);
-        assert_eq!(set(&mut space, "b"), []);
+        assert!(set(&mut space, "b").is_empty());
         assert!(space.missing.is_empty() && space.waiters.is_empty());
     }
 
@@ -274,7 +275,7 @@ mod tests {
         set(&mut space, "a");
         let full = Refusal::KeysFull { key: "b".into(), limit: 1 };
         assert_eq!(space.set("b".into(), "v".into()), Err(full));
-        assert_eq!(set(&mut space, "a"), []);
+        assert!(set(&mut space, "a").is_empty());
     }
 
     #[test]

@@ -96,8 +96,7 @@ impl Store for MemoryStore {
 
     async fn check(&self, keys: &[&str], _timeout: Duration) -> Result<bool> {
         self.shared.limits.check_keys(keys)?;
-        let inner = self.shared.inner.lock();
-        Ok(keys.iter().all(|key| inner.keyspace.get(key.as_bytes()).is_some()))
+        Ok(self.shared.inner.lock().keyspace.has_all(keys))
     }
 
     async fn wait(&self, keys: &[&str], timeout: Duration) -> Result<()> {
@@ -197,6 +196,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn set_and_add_wake_parked_tasks_at_once() {
+        let store = MemoryStore::new();
+        let (getter, waiter) = (store.clone(), store.clone());
+        let getting = tokio::spawn(async move { getter.get("k", LONG).await });
+        let waiting = tokio::spawn(async move { waiter.wait(&["k", "n"], LONG).await });
+        tokio::task::yield_now().await;
+        assert_eq!(store.waiting(), 2);
+        let began = tokio::time::Instant::now();
+        store.set("k", "v".into(), LONG).await.unwrap();
+        store.add("n", 1, LONG).await.unwrap();
+        assert_eq!(getting.await.unwrap().unwrap(), "v");
+        waiting.await.unwrap().unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_get_that_is_dropped_leaves_no_waiter() {
         let store = MemoryStore::new();
         let waiting = tokio::select! { biased;
@@ -213,10 +228,9 @@ mod tests {
         let others = async {
             store.set("k", "first".into(), LONG).await.unwrap();
             assert!(store.delete("k", LONG).await.unwrap());
-            // Until the get waits again.
-            while store.waiting() == 0 {
-                tokio::task::yield_now().await;
-            }
+            // The get looks, and waits again.
+            tokio::task::yield_now().await;
+            assert_eq!(store.waiting(), 1);
             store.set("k", "second".into(), LONG).await.unwrap();
         };
         let (got, ()) = tokio::join!(biased; store.get("k", LONG), others);

@@ -1,37 +1,24 @@
 //! Models of a whole pipe over the memory transport. Both directions, or both ends, of the drivers
 //! are joined in one thread: with a thread each, the models do not finish.
 
-use std::future::Future;
-use std::pin::pin;
-use std::task::Poll;
-
+use kvpipe::transport::Transport;
 use kvpipe::transport::memory::{self, Fault, Script};
 use kvpipe::{Error, Pipe};
 use loom::future::block_on;
 use loom::thread;
 
-use crate::support::{budget, explore, item, mark};
+use crate::support::{budget, explore, item, join, mark};
 
 const BOUND: usize = 2;
-
-/// Runs both drivers in this thread.
-async fn join(left: impl Future<Output = ()>, right: impl Future<Output = ()>) {
-    let (mut left, mut right) = (pin!(left), pin!(right));
-    let (mut left_done, mut right_done) = (false, false);
-    std::future::poll_fn(|context| {
-        left_done = left_done || left.as_mut().poll(context).is_ready();
-        right_done = right_done || right.as_mut().poll(context).is_ready();
-        if left_done && right_done { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
 
 /// One direction with a fault script, its drivers in a thread of their own.
 fn edge(script: Script, bytes: usize) -> (Pipe, Pipe, thread::JoinHandle<()>) {
     let (outgoing, incoming) = memory::edge(script);
     let (sender, send_driver) = Pipe::send_only(outgoing, budget(bytes));
     let (receiver, receive_driver) = Pipe::receive_only(incoming, budget(bytes));
-    let drivers = thread::spawn(move || block_on(join(send_driver, receive_driver)));
+    let drivers = thread::spawn(move || {
+        block_on(join(send_driver, receive_driver));
+    });
     (sender, receiver, drivers)
 }
 
@@ -39,16 +26,39 @@ fn edge(script: Script, bytes: usize) -> (Pipe, Pipe, thread::JoinHandle<()>) {
 fn items_and_the_close_arrive_in_order() {
     explore("pipe_in_order", BOUND, || {
         let (sender, receiver, drivers) = edge(Script::new(), 1);
-        let receiving = thread::spawn(move || {
-            assert_eq!(mark(&receiver.blocking_recv().unwrap()), 1);
-            assert_eq!(receiver.blocking_recv().unwrap(), None);
-            assert!(matches!(receiver.blocking_recv(), Err(Error::Closed)));
-        });
-        sender.blocking_send(item(1, 1)).unwrap();
-        sender.blocking_send(None).unwrap();
+        sender.try_send(item(1, 1)).unwrap();
+        sender.try_send(None).unwrap();
+        sender.sender().unwrap().finish();
+        assert_eq!(mark(&receiver.blocking_recv().unwrap()), 1);
+        assert_eq!(receiver.blocking_recv().unwrap(), None);
+        assert!(matches!(receiver.blocking_recv(), Err(Error::Closed)));
         sender.blocking_close().unwrap();
-        receiving.join().unwrap();
         drivers.join().unwrap();
+    });
+}
+
+#[test]
+fn a_sender_waits_for_the_receiver_to_take() {
+    explore("pipe_backpressure", BOUND, || {
+        let (outgoing, incoming) = memory::edge(Script::new());
+        let (sender, send_driver) = Pipe::send_only(outgoing, budget(1));
+        let (receiver, receive_driver) = Pipe::receive_only(incoming, budget(1));
+        let receiving = thread::spawn(move || {
+            let take_one = async {
+                assert_eq!(mark(&receiver.recv().await.unwrap()), 1);
+                assert_eq!(receiver.stats().receive.unwrap().held_bytes_max, 1);
+                drop(receiver);
+            };
+            block_on(join(join(send_driver, receive_driver), take_one));
+        });
+        sender.try_send(item(1, 1)).unwrap();
+        // Through a budget and a window of one byte each. The first must have arrived; the receiver
+        // leaves after it.
+        match sender.blocking_send(item(1, 2)) {
+            Ok(sequence) => assert_eq!(sequence, 1),
+            Err(error) => assert!(matches!(error, Error::ReceiverClosed { taken: 1, .. }), "{error}"),
+        }
+        receiving.join().unwrap();
     });
 }
 
@@ -56,16 +66,9 @@ fn items_and_the_close_arrive_in_order() {
 fn both_ends_close_at_once() {
     explore("close_both", BOUND, || {
         let (left, right) = memory::pair();
-        let (left, left_driver) = {
-            use kvpipe::transport::Transport;
-            let (outgoing, incoming) = left.split();
-            Pipe::new(outgoing, incoming, budget(1))
-        };
-        let (right, right_driver) = {
-            use kvpipe::transport::Transport;
-            let (outgoing, incoming) = right.split();
-            Pipe::new(outgoing, incoming, budget(1))
-        };
+        let (left, right) = (left.split(), right.split());
+        let (left, left_driver) = Pipe::new(left.0, left.1, budget(1));
+        let (right, right_driver) = Pipe::new(right.0, right.1, budget(1));
         let drivers = thread::spawn(move || block_on(join(left_driver, right_driver)));
         left.try_send(item(1, 1)).unwrap();
         let other = thread::spawn(move || right.blocking_close());

@@ -1,7 +1,7 @@
 //! Running models, and transports whose steps a model writes itself.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
@@ -12,9 +12,6 @@ use kvpipe::{DType, Item, Link, PipeConfig, Result, Shape, Tensor};
 /// Explores every interleaving of `model` with at most `preemptions` preemptions, and prints how
 /// many there were.
 pub(crate) fn explore(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    static EXECUTIONS: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    // One model at a time: the count is of this one, and two would only take turns on the cores.
-    let _alone = EXECUTIONS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let executions = std::sync::Arc::new(AtomicUsize::new(0));
     let counted = std::sync::Arc::clone(&executions);
     let mut builder = loom::model::Builder::new();
@@ -102,7 +99,31 @@ pub(crate) fn drain(items: &Outbox) -> Steps<'_> {
     })
 }
 
+/// Runs both futures in this thread.
+pub(crate) async fn join<L: Future, R: Future>(left: L, right: R) -> (L::Output, R::Output) {
+    let (mut left, mut right) = (pin!(left), pin!(right));
+    let (mut left_output, mut right_output) = (None, None);
+    poll_fn(|context| {
+        if left_output.is_none()
+            && let Poll::Ready(output) = left.as_mut().poll(context)
+        {
+            left_output = Some(output);
+        }
+        if right_output.is_none()
+            && let Poll::Ready(output) = right.as_mut().poll(context)
+        {
+            right_output = Some(output);
+        }
+        match left_output.is_some() && right_output.is_some() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    (left_output.unwrap(), right_output.unwrap())
+}
+
 /// Polls `future` once, and says whether it was ready.
 pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_ready())).await
+    poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_ready())).await
 }

@@ -8,7 +8,7 @@ use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, Store};
 use kvpipe::{Error, Result};
 
-use crate::support::{LONG, Played, connect, listener, options, server, until};
+use crate::support::{LONG, Played, connect, in_time, listener, options, server, until};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -64,7 +64,7 @@ async fn a_server_that_closes_the_first_connection_is_tried_again() {
         drop(listener.accept().await.unwrap());
         Played::accept(&listener).await
     };
-    let (_store, _played) = tokio::join!(connect(address), playing);
+    let (_store, _played) = in_time(async { tokio::join!(connect(address), playing) }).await;
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn a_key_that_comes_while_its_wait_is_cancelled_confuses_nothing() {
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
         assert!(store.check(&["k"], LONG).await.unwrap(), "on the same connection");
     };
-    tokio::time::timeout(LONG, async { tokio::join!(driving, playing) }).await.unwrap();
+    in_time(async { tokio::join!(driving, playing) }).await;
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn an_add_whose_connection_breaks_is_never_sent_again() {
         assert!(matches!(played.request().await, Some(Request::Add { .. })));
         drop(played);
     };
-    let (added, ()) = tokio::join!(store.add("n", 1, LONG), breaking);
+    let (added, ()) = in_time(async { tokio::join!(store.add("n", 1, LONG), breaking) }).await;
     let error = added.unwrap_err();
     assert!(
         matches!(error, Error::Io { .. }) && error.to_string().contains("adding to key \"n\""),
@@ -218,7 +218,7 @@ async fn a_get_whose_connection_breaks_is_repeated_once() {
         assert!(matches!(played.request().await, Some(Request::Get { .. })));
         played.answer(&[1, 0, 0, 0, 0, 0, 0, 0, b'v']).await;
     };
-    let (got, ()) = tokio::join!(store.get("k", LONG), playing);
+    let (got, ()) = in_time(async { tokio::join!(store.get("k", LONG), playing) }).await;
     assert_eq!(got.unwrap(), "v");
 }
 
@@ -244,7 +244,7 @@ async fn a_value_over_the_clients_limit_is_refused_before_it_is_read() {
         assert!(matches!(played.request().await, Some(Request::Get { .. })));
         played.answer(&(1u64 << 62).to_le_bytes()).await;
     };
-    let (got, ()) = tokio::join!(store.get("k", LONG), playing);
+    let (got, ()) = in_time(async { tokio::join!(store.get("k", LONG), playing) }).await;
     let error = got.unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("4611686018427387904"), "{error}: {source}");

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{LONG, Raw, connect, listener, server};
+use crate::support::{LONG, Raw, connect, in_time, listener, server};
 
 #[derive(Deserialize)]
 struct Operation {
@@ -113,7 +113,7 @@ async fn the_client_says_what_pytorchs_clients_did() {
                 play_server(operation, stream.as_mut().unwrap()).await;
             }
         };
-        tokio::time::timeout(LONG, async { tokio::join!(driving, playing) }).await.unwrap();
+        in_time(async { tokio::join!(driving, playing) }).await;
     }
 }
 

@@ -8,9 +8,10 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::TcpStoreServer;
 use kvpipe::store::tcp::protocol::Request;
 use kvpipe::store::{Limits, Store};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::support::{LONG, Raw, connect, listener, server, server_with, until};
+use crate::support::{LONG, Raw, connect, in_time, listener, server, server_with, until};
 
 #[tokio::test]
 async fn it_listens_on_exactly_the_given_address() {
@@ -73,7 +74,7 @@ async fn shutdown_closes_every_connection_and_the_port() {
     let mut waiting = Raw::validated(address).await;
     waiting.send(&[Request::Wait { keys: vec!["/never".into()] }]).await;
     waiting.ping().await;
-    tokio::time::timeout(LONG, server.shutdown()).await.unwrap();
+    in_time(server.shutdown()).await;
     idle.expect_closed().await;
     waiting.expect_closed().await;
     TcpStream::connect(address).await.unwrap_err();
@@ -87,6 +88,27 @@ async fn dropping_it_closes_every_connection_and_the_port() {
     drop(server);
     client.expect_closed().await;
     TcpStream::connect(address).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn dropping_it_abandons_the_replies_that_nobody_has_read() {
+    const VALUE_BYTES: usize = 8 << 20;
+    const REPLIES: usize = 8;
+    let mut limits = Limits::default();
+    limits.outbound_bytes = 2 * REPLIES * VALUE_BYTES;
+    let server = server_with(limits).await;
+    let store = connect(server.local_addr()).await;
+    store.set("large", vec![1; VALUE_BYTES].into(), LONG).await.unwrap();
+    let mut requests = vec![Request::Get { key: "/large".into() }; REPLIES];
+    requests.push(Request::Set { key: "/all/asked".into(), value: "v".into() });
+    let mut client = Raw::validated(server.local_addr()).await;
+    client.send(&requests).await;
+    store.wait(&["all/asked"], LONG).await.unwrap();
+    drop(server);
+    let mut received = Vec::new();
+    // It ends with a reset where the system had queued less than was promised.
+    let _reset = in_time(client.0.read_to_end(&mut received)).await;
+    assert!(received.len() < REPLIES * VALUE_BYTES, "all was written");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, MemoryStore, PrefixStore, Store};
 
-use crate::support::{LONG, connect, server_at};
+use crate::support::{LONG, connect, in_time, server_at};
 
 /// One store as two ranks see it, and what keeps it alive.
 struct World<S> {
@@ -231,7 +231,9 @@ async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_n
 }
 
 async fn the_longest_timeout_is_accepted<S: Store>(World { a, b, .. }: World<S>) {
-    let (got, set) = tokio::join!(biased; a.get("k", Duration::MAX), b.set("k", "v".into(), Duration::MAX));
+    let longest = Duration::MAX;
+    let both = async { tokio::join!(biased; a.get("k", longest), b.set("k", "v".into(), longest)) };
+    let (got, set) = in_time(both).await;
     set.unwrap();
     got.unwrap();
 }

@@ -36,14 +36,19 @@ pub(crate) async fn connect(address: SocketAddr) -> TcpStore<TokioNet> {
     TcpStore::connect(TokioNet, &address.ip().to_string(), address.port(), options()).await.unwrap()
 }
 
+/// A defect that would hang fails instead.
+pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.expect("it hangs")
+}
+
 /// Waits until something that the test can only look at has come true.
 pub(crate) async fn until(condition: impl Fn() -> bool) {
-    let polling = async {
+    in_time(async {
         while !condition() {
             tokio::task::yield_now().await;
         }
-    };
-    tokio::time::timeout(LONG, polling).await.expect("the condition never came true");
+    })
+    .await;
 }
 
 /// A bare connection to a server under test.
@@ -75,8 +80,7 @@ impl Raw {
     /// Reads exactly what is expected.
     pub(crate) async fn expect(&mut self, expected: &[u8]) {
         let mut bytes = vec![0; expected.len()];
-        let reading = tokio::time::timeout(LONG, self.0.read_exact(&mut bytes)).await;
-        reading.expect("no answer").expect("a closed connection");
+        in_time(self.0.read_exact(&mut bytes)).await.expect("a closed connection");
         assert_eq!(hex::encode(bytes), hex::encode(expected));
     }
 
@@ -89,7 +93,7 @@ impl Raw {
     /// The server closes the connection without another byte.
     pub(crate) async fn expect_closed(&mut self) {
         let mut byte = [0];
-        let read = tokio::time::timeout(LONG, self.0.read(&mut byte)).await.expect("still open");
+        let read = in_time(self.0.read(&mut byte)).await;
         // A reset instead of an end: the server did not read all that was sent.
         assert!(matches!(read, Ok(0) | Err(_)), "got {byte:?}");
     }

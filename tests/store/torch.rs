@@ -4,11 +4,13 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use kvpipe::net::TokioNet;
+use kvpipe::store::tcp::TcpStore;
 use kvpipe::store::{PrefixStore, Store};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::support::{LONG, connect, server};
+use crate::support::{LONG, connect, listener, options, server};
 
 fn python() -> Option<Command> {
     let Some(python) = std::env::var_os("KVPIPE_TORCH_PYTHON") else {
@@ -76,9 +78,8 @@ const SERVER: &str = r#"
 import sys
 from datetime import timedelta
 from torch.distributed import TCPStore
-store = TCPStore("127.0.0.1", 0, is_master=True, world_size=2, use_libuv=sys.argv[1] == "libuv",
-                 timeout=timedelta(seconds=60), wait_for_workers=False)
-print(store.port, flush=True)
+store = TCPStore("127.0.0.1", int(sys.argv[2]), is_master=True, world_size=2,
+                 use_libuv=sys.argv[1] == "libuv", timeout=timedelta(seconds=60), wait_for_workers=True)
 assert store.get("from_rust") == b"from rust"
 store.set("from_torch", b"\x00\xff")
 sys.stdin.readline()
@@ -96,15 +97,17 @@ async fn our_client_works_on_pytorchs_libuv_server() {
 
 async fn on_pytorchs_server(backend: &str) {
     let Some(mut python) = python() else { return };
-    let command = python.args(["-c", SERVER, backend]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut torch = command.spawn().unwrap();
-    let mut lines = BufReader::new(torch.stdout.take().unwrap()).lines();
-    let line = tokio::time::timeout(PYTHON_WITHIN, lines.next_line()).await.expect("torch hangs");
-    let port: u16 = line.unwrap().expect("torch's server did not start").parse().unwrap();
+    // Nobody else is likely to take the port before torch does; PyTorch can't tell us a port of its own
+    // while it waits for us.
+    let (listener, address) = listener().await;
+    drop(listener);
+    let port = address.port().to_string();
+    let mut torch = python.args(["-c", SERVER, backend, &port]).stdin(Stdio::piped()).spawn().unwrap();
 
-    let store = connect(([127, 0, 0, 1], port).into()).await;
-    // torch's server process counts itself first.
-    assert_eq!(store.join(LONG).await.unwrap(), 2);
+    let mut options = options();
+    options.timeout = PYTHON_WITHIN;
+    let store = TcpStore::connect(TokioNet, "127.0.0.1", address.port(), options).await.unwrap();
+    store.join(LONG).await.unwrap();
     store.wait_for_workers(2, LONG).await.unwrap();
     let (got, set) =
         tokio::join!(store.get("from_torch", LONG), store.set("from_rust", "from rust".into(), LONG));

@@ -219,3 +219,60 @@ impl<S: Stream> Connection<S> {
 fn wrong_reply(request: &'static str, reply: &Reply) -> Failure {
     Failure::Protocol(ProtocolError::WrongReply { request, reply: format!("{reply:?}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::Context;
+
+    use tokio::io::{AsyncWrite, Empty};
+
+    use super::*;
+    use crate::sync::Mutex;
+
+    /// A connection to nobody that keeps what each write had.
+    #[derive(Clone)]
+    struct Recorder(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    impl Stream for Recorder {
+        type Reader = Empty;
+        type Writer = Self;
+
+        fn split(self) -> (Empty, Self) {
+            (tokio::io::empty(), self)
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(NOBODY)
+        }
+
+        fn peer_addr(&self) -> io::Result<SocketAddr> {
+            Ok(NOBODY)
+        }
+    }
+
+    impl AsyncWrite for Recorder {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            self.0.lock().push(bytes.to_vec());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn validate_and_ping_leave_in_one_write() {
+        let recorder = Recorder(Arc::new(Mutex::new(Vec::new())));
+        let opened = Connection::open(recorder.clone(), 0x7857, Limits::default()).await;
+        assert!(matches!(opened, Err(Failure::Broken(_))), "nobody answers");
+        assert_eq!(*recorder.0.lock(), [b"\x00\xce\xf7\x85\x3c\x0d\x57\x78\x00\x00"]);
+    }
+}

@@ -12,6 +12,7 @@ mod client;
 mod connection;
 mod fields;
 mod outbox;
+mod parser;
 pub mod protocol;
 mod server;
 pub mod server_state;

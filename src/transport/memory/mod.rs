@@ -123,6 +123,8 @@ impl Outgoing for MemoryOutgoing {
     async fn run(self, items: &Outbox) -> Result<()> {
         let mut ended = false;
         loop {
+            // Nothing here ever waits for the system: leave the thread to others now and then.
+            tokio::task::consume_budget().await;
             let next = async {
                 match ended {
                     false => items.next().await,
@@ -192,6 +194,7 @@ impl MemoryIncoming {
     /// Until the end of the stream; [`Error::Closed`] if our user leaves first.
     async fn receive(&self, items: &Inbox) -> Result<()> {
         loop {
+            tokio::task::consume_budget().await;
             let arrival = tokio::select! {
                 biased;
                 arrival = self.end.arrival() => arrival,

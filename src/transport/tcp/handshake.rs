@@ -293,10 +293,13 @@ impl Unread {
     }
 }
 
+/// Where a message's body is in what has arrived of it.
+type BodyIn = fn(&[u8]) -> Result<Option<Range<usize>>, DecodeError>;
+
 /// Reads one message and not a byte more, and says where in it the body is.
 async fn read_message(
     reader: &mut (impl AsyncRead + Unpin),
-    body_in: fn(&[u8]) -> Result<Option<Range<usize>>, DecodeError>,
+    body_in: BodyIn,
     header_bytes: usize,
 ) -> Result<(Vec<u8>, Range<usize>), Unread> {
     let mut message = Vec::new();

@@ -83,6 +83,7 @@ impl<N: Net> Incoming for TcpIncoming<N> {
     }
 
     async fn run(self, items: &Inbox) -> Result<()> {
+        self.config.check()?;
         let ((reader, writer), address) = tokio::select! {
             biased;
             accepted = self.accept(items) => accepted?,
@@ -328,8 +329,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
         loop {
             tokio::select! {
                 biased;
-                read = self.reader.fill() => return self.heard(read).map(drop),
+                // First, or a sender that always has more for us would not hear from us.
                 _ = self.ticker.tick() => {}
+                read = self.reader.fill() => return self.heard(read).map(drop),
                 () = self.items.closed() => return Err(Error::Closed),
             }
             self.listen().await?;
@@ -341,8 +343,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
         loop {
             tokio::select! {
                 biased;
-                read = self.reader.payload(target) => return self.heard(read),
                 _ = self.ticker.tick() => {}
+                read = self.reader.payload(target) => return self.heard(read),
                 () = self.items.closed() => return Err(Error::Closed),
             }
             self.listen().await?;

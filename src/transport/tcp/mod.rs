@@ -41,7 +41,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{Guarantees, Ring, Transport, session};
 use crate::entropy::Entropy;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::{Net, SocketOptions};
 use crate::store::Store;
 use crate::tensor::BufferPool;
@@ -80,6 +80,15 @@ impl Default for TcpConfig {
             socket: SocketOptions::default(),
             entropy: Entropy::system(),
             pool: BufferPool::new(POOL_IDLE_BYTES_MAX),
+        }
+    }
+}
+
+impl TcpConfig {
+    fn check(&self) -> Result<()> {
+        match self.heartbeat.is_zero() {
+            true => Err(Error::Misuse("a heartbeat limit of zero leaves no peer alive".into())),
+            false => Ok(()),
         }
     }
 }
@@ -134,9 +143,15 @@ const GOODBYE: Duration = Duration::from_secs(1);
 fn ticker(heartbeat: Duration) -> Interval {
     // An interval of zero would panic.
     let period = (heartbeat / session::TICKS).max(Duration::from_millis(1));
-    let mut ticker = interval_at(Instant::now() + period, period);
+    let mut ticker = interval_at(after(period), period);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker
+}
+
+/// The end of a wait; a wait beyond all measure ends in thirty years.
+fn after(limit: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    Instant::now() + limit.min(FAR)
 }
 
 fn silent_for(heartbeat: Duration) -> String {

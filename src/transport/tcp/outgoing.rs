@@ -11,7 +11,7 @@ use tokio::time::{Instant, Interval, timeout, timeout_at};
 
 use super::connection::{FrameReader, FrameWriter};
 use super::handshake::{Failure, Halves, Party};
-use super::{GOODBYE, TcpConfig, address_key, silent_for, ticker};
+use super::{GOODBYE, TcpConfig, address_key, after, silent_for, ticker};
 use crate::error::{Error, Link, Result};
 use crate::net::Net;
 use crate::store::Store;
@@ -45,6 +45,7 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
     }
 
     async fn run(self, items: &Outbox) -> Result<()> {
+        self.config.check()?;
         let ((reader, writer), address) = tokio::select! {
             biased;
             connected = self.connect(items) => connected?,
@@ -65,7 +66,7 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
     /// Tries until the peer has accepted us, has refused us, or the time is up.
     async fn connect(&self, items: &Outbox) -> Result<(Halves<N::Stream>, SocketAddr)> {
         let limit = self.config.connect_timeout;
-        let deadline = Instant::now() + limit;
+        let deadline = after(limit);
         let key = address_key(&self.config.group, self.ring.next());
         let party = Party::sender(&self.config, self.ring, items.max_item_bytes())?;
         let mut backoff = Backoff::default();
@@ -277,13 +278,13 @@ impl Edge<'_> {
             }
             tokio::select! {
                 biased;
+                _ = ticker.tick() => if silence.tick() {
+                    return self.gone(&silent_for(self.heartbeat));
+                },
                 read = reader.fill() => match read {
                     Ok(0) => return self.gone("it closed the connection"),
                     Ok(_) => silence.hear(),
                     Err(error) => return self.gone(&error.to_string()),
-                },
-                _ = ticker.tick() => if silence.tick() {
-                    return self.gone(&silent_for(self.heartbeat));
                 },
             }
         }
