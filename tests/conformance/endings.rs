@@ -1,6 +1,6 @@
 //! How a direction ends when everybody is well: the table in `kvpipe::pipe`.
 
-use kvpipe::{Error, PipeConfig};
+use kvpipe::{Error, Pipe, PipeConfig};
 
 use crate::backend::Backend;
 use crate::support::{assert_accounted, drain_numbers, edge, numbered, pipes, room, saturate};
@@ -159,4 +159,21 @@ pub(crate) async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Ba
         tokio::task::yield_now().await;
     };
     assert!(matches!(end, Error::ReceiverClosed { taken: 1, .. }), "{end}");
+}
+
+/// The peer comes later, and still learns that it came too late.
+pub(crate) async fn a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer<B: Backend>(
+    backend: B,
+) {
+    let (left, right) = backend.pair().await;
+    drop(Pipe::spawn(right, PipeConfig::default()).unwrap());
+    let left = Pipe::spawn(left, PipeConfig::default()).unwrap();
+    let end = left.recv().await.unwrap_err();
+    assert!(matches!(end, Error::PeerAborted { .. }), "{end}");
+    // It may have been told before it sends; then there is nothing that a close could have lost.
+    let end = match left.send(numbered(0, 8)).await {
+        Ok(_) => left.close().await.unwrap_err(),
+        Err(end) => end,
+    };
+    assert!(matches!(end, Error::ReceiverClosed { taken: 0, .. }), "{end}");
 }

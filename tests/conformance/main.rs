@@ -106,6 +106,7 @@ macro_rules! conformance {
                     a_sender_dropped_without_a_close_is_an_abort,
                     a_receiver_dropped_without_a_close_tells_the_sender,
                     a_whole_pipe_dropped_tells_both_directions_of_the_peer,
+                    a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer,
                 ]
             );
             group!(

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::backend::Backend;
 
 /// A scenario that takes this long hangs. It only bounds the wait for a failing test.
-pub(crate) const HANG: Duration = Duration::from_secs(300);
+pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// Runs a scenario on a runtime with two threads.
 pub(crate) fn run<B: Backend, F: Future<Output = ()>>(
