@@ -241,8 +241,8 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) host: Option<IpAddr>,
 
-    /// The name of the group of ranks; ranks of different groups don't meet
-    #[arg(long, value_name = "NAME", default_value = "")]
+    /// The name of the group of ranks; ranks of different groups don't meet [default: none]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub(crate) group: String,
 
     /// How the items travel

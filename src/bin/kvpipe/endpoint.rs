@@ -20,9 +20,13 @@ pub(crate) fn pipe_config(args: &PipeArgs, timeout: Duration) -> PipeConfig {
     if let Some(bytes) = args.max_item_size {
         config.max_item_bytes = bytes.0;
     }
-    config.close_timeout = timeout;
+    config.close_timeout = timeout + MARGIN;
     config
 }
+
+/// Several deadlines pass at the same time if a peer never comes. The transport says best whom it
+/// awaited, so the others leave it this much time, in which its last question to the store returns.
+pub(crate) const MARGIN: Duration = Duration::from_secs(2);
 
 /// The settings of the TCP transport. Reads the secret, if there is one.
 pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Result<TcpConfig, Failure> {

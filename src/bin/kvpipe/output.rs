@@ -51,9 +51,22 @@ impl Output {
     /// If standard output can't be written to, such as a pipe whose reader has left.
     pub(crate) fn result(&self, line: impl fmt::Display, value: &impl Serialize) -> Result<(), Failure> {
         match self.json {
-            true => self.json_line(value),
+            true => self.json(value),
             false => self.line(line),
         }
+    }
+
+    /// A result for machines; nothing without `--json`.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub(crate) fn json(&self, value: &impl Serialize) -> Result<(), Failure> {
+        if !self.json {
+            return Ok(());
+        }
+        let text = serde_json::to_string(value)
+            .map_err(|error| Failure::new(format!("bug in kvpipe: a result is not JSON: {error}")))?;
+        self.line(text)
     }
 
     /// A line for people; nothing with `--json`.
@@ -75,12 +88,6 @@ impl Output {
     /// A line on standard error, as it is.
     pub(crate) fn forward(&self, line: impl fmt::Display) {
         self.bar.suspend(|| to_stderr(format_args!("{line}\n")));
-    }
-
-    fn json_line(&self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string(value)
-            .map_err(|error| Failure::new(format!("bug in kvpipe: a result is not JSON: {error}")))?;
-        self.line(text)
     }
 
     fn line(&self, line: impl fmt::Display) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::Duration;
@@ -60,18 +60,19 @@ async fn transfer(
         (Ok(()), Some(path)) => safetensors::write(path, &received.kept).map_err(Failure::from),
         _ => Ok(()),
     };
-    let complete = ended.is_ok() && written.is_ok();
-    output.result(received.line(ring.previous()), &received.summary(complete))?;
-    ended.and(written).map_err(|failure| {
-        let failure = failure.detail(received.line(ring.previous()));
-        match &args.output {
-            Some(path) => failure.detail(format!("{} was not written", path.display())),
-            None => failure,
-        }
+    let line = received.line(ring.previous());
+    let failure = match ended.and(written) {
+        Ok(()) => return output.result(line, &received.summary(true)),
+        Err(failure) => failure.detail(line),
+    };
+    output.json(&received.summary(false))?;
+    Err(match &args.output {
+        Some(path) => failure.detail(format!("{} was not written", path.display())),
+        None => failure,
     })
 }
 
-fn published_ip(args: &RecvArgs, rendezvous: &Rendezvous) -> Result<std::net::IpAddr, Failure> {
+fn published_ip(args: &RecvArgs, rendezvous: &Rendezvous) -> Result<IpAddr, Failure> {
     if let Some(host) = args.rank.host {
         return Ok(host);
     }

@@ -82,24 +82,24 @@ async fn transfer(
         sent = send_all(sender, items, patience) => sent,
         never = show_progress(sender, output) => match never {},
     };
-    let reason = match sent {
-        Ok(()) => None,
-        Err(error) => {
-            // The driver's own deadline passes about now, and it knows better what was missing.
-            let _ended = timeout(GRACE, &mut driver).await;
-            Some(sender.failure().unwrap_or(error))
-        }
-    };
-    // From here on nothing changes any more, so that the report is final.
-    driver.abort();
-    let _cancelled = driver.await;
+    // When sending times out, the driver's own deadline passes as well, and it knows better what was
+    // missing.
+    let ended = timeout(endpoint::MARGIN, &mut driver).await.is_ok();
+    let reason = sent.err().map(|error| sender.failure().unwrap_or(error));
+    if !ended {
+        driver.abort();
+        let _cancelled = driver.await;
+    }
+    // Nothing changes any more, so the report is final.
     let report = Report::new(items, sender, reason.as_ref(), started.elapsed());
-    output.result(&report.line(ring.next()), &report)?;
-    reason.map_or(Ok(()), |error| Err(report.failure(error)))
+    match reason {
+        None => output.result(report.line(ring.next()), &report),
+        Some(error) => {
+            output.json(&report)?;
+            Err(report.failure(error))
+        }
+    }
 }
-
-/// After a failed send, for the driver to end by itself.
-const GRACE: Duration = Duration::from_secs(1);
 
 async fn send_all(sender: &Sender, items: &[Planned], patience: Duration) -> Result<(), Error> {
     for planned in items {

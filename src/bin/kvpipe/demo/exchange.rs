@@ -7,6 +7,7 @@
 //! when the request's None is in the receiving user's hands. What was received is compared after that,
 //! while nothing is being moved: checking neither costs time nor lets the sender get ahead unseen.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use kvpipe::pipe::Driver;
@@ -14,7 +15,7 @@ use kvpipe::store::Store;
 use kvpipe::tensor::{Item, Tensor};
 use kvpipe::transport::{Ring, Transport};
 use kvpipe::{Error, Pipe, PipeConfig};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::report::RankReport;
 use super::workload::{Part, Request, Workload};
@@ -58,17 +59,11 @@ pub(super) async fn run(
         let clock = Instant::now();
         meeting.all_are_at("steady").await?;
         let start = Instant::now();
-        // A failure to send shows at the receiver, too, and is better told there.
-        let (sending, received) =
-            tokio::join!(send(pipe, sent, patience), receive(pipe, expected, start, patience));
-        let received = received?;
-        let elapsed = clock.elapsed();
+        let (received, sending) = move_request(pipe, sent, expected, start, patience).await?;
+        let elapsed = received.last - clock;
         check(expected, &received.items).map_err(|what| {
-            Failure::new(format!(
-                "rank {}: request {number} from rank {}: {what}",
-                ring.rank(),
-                ring.previous()
-            ))
+            let (rank, previous) = (ring.rank(), ring.previous());
+            Failure::new(format!("rank {rank}: request {number} from rank {previous}: {what}"))
         })?;
         sending?;
         report.add(received.items.len(), expected.bytes(), elapsed, &received.latencies);
@@ -118,6 +113,33 @@ impl<S: Store> Meeting<'_, S> {
     }
 }
 
+/// Sends one request and receives another. How sending went is told beside what was received: both
+/// fail if a rank leaves because it got something wrong, and that is what has to be found.
+async fn move_request(
+    pipe: &Pipe,
+    sent: &Request,
+    expected: &Request,
+    start: Instant,
+    patience: Duration,
+) -> Result<(Received, Result<(), Error>), Error> {
+    let mut sending = pin!(send(pipe, sent, patience));
+    let mut receiving = pin!(receive(pipe, expected, start, patience));
+    tokio::select! {
+        biased;
+        received = &mut receiving => Ok((received?, sending.await)),
+        sending = &mut sending => match sending {
+            Ok(()) => Ok((receiving.await?, Ok(()))),
+            Err(error) => match timeout(GRACE, receiving).await {
+                Ok(received) => Ok((received?, Err(error))),
+                Err(_) => Err(error),
+            },
+        },
+    }
+}
+
+/// When we can't send, for the rest of what may be on its way to us.
+const GRACE: Duration = Duration::from_secs(1);
+
 async fn send(pipe: &Pipe, request: &Request, patience: Duration) -> Result<(), Error> {
     for part in &request.parts {
         pipe.send_timeout(Some(part.tensor.clone()), patience).await?;
@@ -130,6 +152,8 @@ async fn send(pipe: &Pipe, request: &Request, patience: Duration) -> Result<(), 
 struct Received {
     items: Vec<Item>,
     latencies: Vec<Duration>,
+    /// When the last item had come.
+    last: Instant,
 }
 
 /// Receives up to the None, or until there is one tensor too many.
@@ -140,17 +164,15 @@ async fn receive(
     patience: Duration,
 ) -> Result<Received, Error> {
     let count = expected.parts.len() + 1;
-    let mut received = Received { items: Vec::with_capacity(count), latencies: Vec::with_capacity(count) };
-    let mut before = start;
+    let (mut items, mut latencies) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let mut last = start;
     loop {
-        let item = pipe.recv_timeout(patience).await?;
+        items.push(pipe.recv_timeout(patience).await?);
         let now = Instant::now();
-        received.latencies.push(now - before);
-        before = now;
-        let last = item.is_none();
-        received.items.push(item);
-        if last || received.items.len() == count {
-            return Ok(received);
+        latencies.push(now - last);
+        last = now;
+        if items.last().is_some_and(Item::is_none) || items.len() == count {
+            return Ok(Received { items, latencies, last });
         }
     }
 }

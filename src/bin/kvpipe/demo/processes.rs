@@ -4,6 +4,8 @@
 //! its standard output; the parent starts the others with it. What a rank prints are [`Event`]s, one
 //! JSON line each.
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
@@ -116,9 +118,9 @@ impl<'a> Parent<'a> {
 }
 
 /// The command line of a rank.
-fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<std::ffi::OsString> {
-    let mut line: Vec<std::ffi::OsString> = vec!["demo-rank".into()];
-    let mut option = |name: &str, value: std::ffi::OsString| line.extend([name.into(), value]);
+fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec!["demo-rank".into()];
+    let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
     option("--world-size", args.ranks.to_string().into());
     option("--timeout", args.timeout.to_string().into());
@@ -196,7 +198,7 @@ const LAST_LINES: usize = 32;
 
 async fn read_last_lines(stderr: impl AsyncRead + Unpin) -> io::Result<Vec<String>> {
     let mut lines = BufReader::new(stderr).lines();
-    let mut last = std::collections::VecDeque::with_capacity(LAST_LINES);
+    let mut last = VecDeque::with_capacity(LAST_LINES);
     while let Some(line) = lines.next_line().await? {
         if last.len() == LAST_LINES {
             last.pop_front();
@@ -256,5 +258,5 @@ async fn exchange_all(
 }
 
 fn tell_parent(output: &Output, event: &Event) -> Result<(), Failure> {
-    output.result("", event)
+    output.json(event)
 }
