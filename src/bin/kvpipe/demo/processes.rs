@@ -18,7 +18,7 @@ use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::exchange::{self, Workloads};
@@ -43,7 +43,8 @@ enum Event {
     Done(RankReport),
 }
 
-/// Starts all ranks and waits for them. If one fails, or a signal comes, all are killed.
+/// Starts all ranks and waits for them. If one fails, or a signal comes, all are killed, and are gone
+/// when this returns.
 pub(super) async fn run(
     args: &DemoArgs,
     output: &Output,
@@ -56,8 +57,7 @@ pub(super) async fn run(
         reports = parent.run() => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
-    // Dropping a child kills it.
-    parent.ranks.shutdown().await;
+    parent.end_all().await;
     outcome
 }
 
@@ -69,12 +69,14 @@ struct Parent<'a> {
     events: mpsc::UnboundedReceiver<Event>,
     /// Kept, so that the channel stays open as long as the parent.
     tell: mpsc::UnboundedSender<Event>,
+    /// True once all ranks are to be killed.
+    stop: watch::Sender<bool>,
 }
 
 impl<'a> Parent<'a> {
     fn new(args: &'a DemoArgs, program: PathBuf, output: &'a Output) -> Self {
         let (tell, events) = mpsc::unbounded_channel();
-        Self { args, program, output, ranks: JoinSet::new(), events, tell }
+        Self { args, program, output, ranks: JoinSet::new(), events, tell, stop: watch::Sender::new(false) }
     }
 
     async fn run(&mut self) -> Result<Vec<RankReport>, Failure> {
@@ -111,9 +113,19 @@ impl<'a> Parent<'a> {
         command.args(arguments(self.args, rank, store)).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|error| Failure::io(format!("starting rank {rank}"), &error))?;
-        let (tell, output) = (self.tell.clone(), self.output.clone());
-        self.ranks.spawn(async move { follow(rank, child, &tell, &output).await });
+        let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());
+        self.ranks.spawn(async move { follow(rank, child, &tell, &output, stop).await });
         Ok(())
+    }
+
+    /// Kills the ranks that still run, and returns when they are gone.
+    async fn end_all(&mut self) {
+        self.stop.send_replace(true);
+        while let Some(ended) = self.ranks.join_next().await {
+            if let Ok(Err(failure)) = ended {
+                tracing::debug!(%failure, "a rank has ended");
+            }
+        }
     }
 }
 
@@ -149,21 +161,27 @@ fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<OsStr
     line
 }
 
-/// Reads what a rank prints until it ends.
+/// Reads what a rank prints until it ends, or kills it.
 async fn follow(
     rank: u16,
     mut child: Child,
     tell: &mpsc::UnboundedSender<Event>,
     output: &Output,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<RankReport, Failure> {
-    let lost = |error: io::Error| Failure::io(format!("reading from rank {rank}"), &error);
+    let lost = |error: io::Error| Failure::io(format!("following rank {rank}"), &error);
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(Failure::new("bug in kvpipe: a rank has no standard output"));
     };
-    let (report, complaints) = tokio::join!(read_events(stdout, tell), read_last_lines(stderr));
-    let (report, complaints) = (report.map_err(lost)?, complaints.map_err(lost)?);
-    let status =
-        child.wait().await.map_err(|error| Failure::io(format!("waiting for rank {rank}"), &error))?;
+    let (report, complaints) = tokio::select! {
+        biased;
+        read = async { tokio::try_join!(read_events(stdout, tell), read_last_lines(stderr)) } => read.map_err(lost)?,
+        () = told_to_stop(&mut stop) => {
+            child.kill().await.map_err(lost)?;
+            return Err(Failure::new(format!("rank {rank} was killed")));
+        }
+    };
+    let status = child.wait().await.map_err(lost)?;
     match report {
         Some(report) if status.success() => {
             complaints.iter().for_each(|line| output.forward(format_args!("rank {rank}: {line}")));
@@ -174,6 +192,11 @@ async fn follow(
             Err(complaints.into_iter().fold(failure, Failure::detail))
         }
     }
+}
+
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    // An error is a parent that is gone, which means the same.
+    let _stop = stop.wait_for(|stop| *stop).await;
 }
 
 /// Passes events on; gives the report, if there was one.
