@@ -84,11 +84,9 @@ impl<N: Net> Incoming for TcpIncoming<N> {
 
     async fn run(self, items: &Inbox) -> Result<()> {
         self.config.check()?;
-        let ((reader, writer), address) = tokio::select! {
-            biased;
-            accepted = self.accept(items) => accepted?,
-            () = items.closed() => return Ok(()),
-        };
+        // Also if our user has left meanwhile: the peer is on its way, and is to learn of it. The
+        // driver sees to it that this takes no longer than `close_timeout`.
+        let ((reader, writer), address) = self.accept(items).await?;
         let checksum = self.config.checksum;
         let edge = Edge {
             link: self.link().at(address),

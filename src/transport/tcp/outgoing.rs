@@ -46,11 +46,9 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
 
     async fn run(self, items: &Outbox) -> Result<()> {
         self.config.check()?;
-        let ((reader, writer), address) = tokio::select! {
-            biased;
-            connected = self.connect(items) => connected?,
-            failure = items.failed() => return Err(failure),
-        };
+        // Also for a pipe that was dropped meanwhile: the peer waits for us, and is to learn of it. The
+        // driver sees to it that this takes no longer than `close_timeout`.
+        let ((reader, writer), address) = self.connect(items).await?;
         let edge = Edge {
             link: self.link().at(address),
             items,

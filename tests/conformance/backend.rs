@@ -1,0 +1,124 @@
+//! The transports that run the suite.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use kvpipe::net::TokioNet;
+use kvpipe::store::MemoryStore;
+use kvpipe::transport::memory::{self, MemoryTransport, Script};
+use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTransport};
+use kvpipe::transport::{Ring, Transport};
+
+pub(crate) type OutOf<B> = <<B as Backend>::Transport as Transport>::Out;
+pub(crate) type InOf<B> = <<B as Backend>::Transport as Transport>::In;
+
+/// A way to connect two ranks.
+pub(crate) trait Backend {
+    type Transport: Transport;
+
+    /// Rank 0 and rank 1, each connected to the other in both directions.
+    async fn pair(&self) -> (Self::Transport, Self::Transport);
+
+    /// One direction only, from rank 0 to rank 1.
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>);
+
+    /// The same, but a silent peer is given up after [`HEARTBEAT`]; None on a wire without a clock,
+    /// which never gives one up.
+    fn impatient(self) -> Option<Self>
+    where
+        Self: Sized;
+
+    /// Whether an end that is set up differently is told from a stranger. A stranger does not end the
+    /// meeting.
+    fn tells_peers_from_strangers(&self) -> bool {
+        true
+    }
+}
+
+/// The silence after which an impatient end gives its peer up.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Two ends in one process.
+pub(crate) struct Memory;
+
+impl Backend for Memory {
+    type Transport = MemoryTransport;
+
+    async fn pair(&self) -> (MemoryTransport, MemoryTransport) {
+        memory::pair()
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        memory::edge(Script::new())
+    }
+
+    fn impatient(self) -> Option<Self> {
+        None
+    }
+}
+
+/// Two ends on a loopback address, which meet through an in-process store.
+pub(crate) struct Tcp {
+    host: IpAddr,
+    config: TcpConfig,
+}
+
+impl Tcp {
+    pub(crate) fn v4() -> Self {
+        Self::on(Ipv4Addr::LOCALHOST.into())
+    }
+
+    pub(crate) fn v6() -> Self {
+        Self::on(Ipv6Addr::LOCALHOST.into())
+    }
+
+    pub(crate) fn with_a_secret() -> Self {
+        let mut tcp = Self::v4();
+        tcp.config.secret = Some(Secret::new(b"between the two of us".to_vec()).unwrap());
+        tcp
+    }
+
+    pub(crate) fn without_checksum() -> Self {
+        let mut tcp = Self::v4();
+        tcp.config.checksum = false;
+        tcp
+    }
+
+    fn on(host: IpAddr) -> Self {
+        Self { host, config: TcpConfig::default() }
+    }
+
+    fn end(&self, rank: usize) -> (Ring, SocketAddr, TcpConfig) {
+        (Ring::new(rank, 2).unwrap(), SocketAddr::new(self.host, 0), self.config.clone())
+    }
+}
+
+impl Backend for Tcp {
+    type Transport = TcpTransport<TokioNet, MemoryStore>;
+
+    async fn pair(&self) -> (Self::Transport, Self::Transport) {
+        let store = MemoryStore::new();
+        let bind = async |rank| {
+            let (ring, address, config) = self.end(rank);
+            TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await.unwrap()
+        };
+        (bind(0).await, bind(1).await)
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        let store = MemoryStore::new();
+        let (ring, address, config) = self.end(1);
+        let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await.unwrap();
+        let (ring, _, config) = self.end(0);
+        (TcpOutgoing::new(TokioNet, store, ring, config), incoming)
+    }
+    fn impatient(mut self) -> Option<Self> {
+        self.config.heartbeat = HEARTBEAT;
+        Some(self)
+    }
+
+    fn tells_peers_from_strangers(&self) -> bool {
+        // Who does not know the secret may say anything.
+        self.config.secret.is_none()
+    }
+}
