@@ -20,8 +20,8 @@ use std::time::Duration;
 
 /// Everything that can go wrong, by who is at fault.
 ///
-/// Messages are one lower-case line without a final stop; the cause, where there is one, is the
-/// [`source`](std::error::Error::source).
+/// Messages are one lower-case line without a final stop, and complete: the system's answer is quoted
+/// in it, and is the [`source`](std::error::Error::source) as well, for programs that look at its kind.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

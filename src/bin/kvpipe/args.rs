@@ -1,0 +1,314 @@
+//! What the command line takes. The doc comments of fields are the help text.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kvpipe::transport::Ring;
+
+use crate::failure::Failure;
+use crate::units::{ByteSize, HostPort, Seconds};
+
+#[derive(Debug, Parser)]
+#[command(name = "kvpipe", version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Log what the library does to standard error
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+}
+
+const ABOUT: &str = "Moves tensors from one rank to the next, in order, each once";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  success
+  1  failure: a peer, a file, the network; standard error says which
+  2  arguments that can't be, such as a rank beyond the world size";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(DemoArgs),
+    #[command(hide = true)]
+    DemoRank(DemoRankArgs),
+    Store(StoreArgs),
+    Send(SendArgs),
+    Recv(RecvArgs),
+}
+
+/// Move a KV cache between processes on this machine, check every byte, and say how fast it went
+///
+/// Every rank sends to the next one and checks what the previous one sent: for each request K and V
+/// of each layer (bf16, [tokens, kv_heads, head_dim]), and a None after the request.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = DEMO_EXAMPLES)]
+pub(crate) struct DemoArgs {
+    /// How many ranks to start, in a ring; 1 sends to itself
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) ranks: u16,
+
+    /// How the ranks are connected; memory: all in one process, nothing is copied
+    #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
+    pub(crate) transport: DemoTransport,
+
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
+
+    #[command(flatten)]
+    pub(crate) pipe: PipeArgs,
+
+    /// Seconds that anything may take: the ranks to appear, a request to arrive
+    #[arg(long, value_name = "S", default_value = "60")]
+    pub(crate) timeout: Seconds,
+
+    /// Print the result as JSON, on one line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const DEMO_EXAMPLES: &str = "\
+Examples:
+  kvpipe demo
+  kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
+  kvpipe demo --input cache.safetensors --json
+
+What the numbers mean:
+  Requests are moved one after the other. All ranks start one at the same moment, and check it when
+  it has arrived; the time for checking is not counted. SECONDS is the time from the start of each
+  request until its None has arrived, added up. P50 and P99 are of the time that each item took: from
+  the one before it, or from the start of the request, until it arrived. GB is 10^9 bytes.";
+
+/// What the demo moves.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WorkloadArgs {
+    /// Whose KV cache to imitate
+    #[arg(long, value_enum, default_value_t = ModelName::Llama3_8b, conflicts_with = "input")]
+    pub(crate) model: ModelName,
+
+    /// Tokens of a single request; several requests of different lengths if not given
+    #[arg(long, value_name = "T", conflicts_with = "input", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub(crate) tokens: Option<u32>,
+
+    /// Send the tensors of this safetensors file instead, and a None behind them
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) input: Option<PathBuf>,
+}
+
+/// Models whose KV caches the demo knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModelName {
+    /// 32 layers, 8 KV heads of 128: 128 KiB a token
+    #[value(name = "llama-3-8b")]
+    Llama3_8b,
+    /// 80 layers, 8 KV heads of 128: 320 KiB a token
+    #[value(name = "llama-3-70b")]
+    Llama3_70b,
+    /// 2 layers, 2 KV heads of 8: 128 bytes a token
+    Tiny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoTransport {
+    /// One process a rank, connected by TCP
+    Tcp,
+    /// One process with all ranks
+    Memory,
+}
+
+/// One rank of a demo, started by `demo`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DemoRankArgs {
+    /// Where rank 0's store listens; rank 0 itself takes none, chooses a port and prints it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) store: Option<HostPort>,
+
+    #[arg(long)]
+    pub(crate) rank: usize,
+
+    #[arg(long)]
+    pub(crate) world_size: usize,
+
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
+
+    #[command(flatten)]
+    pub(crate) pipe: PipeArgs,
+
+    #[arg(long)]
+    pub(crate) timeout: Seconds,
+}
+
+/// Run a store through which ranks find each other
+///
+/// It speaks PyTorch's TCPStore protocol, which has no authentication: whoever reaches the port can
+/// read and change every key. It ends with code 0 on SIGINT and SIGTERM.
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kvpipe store --listen 127.0.0.1:29500\n  kvpipe store --listen [::1]:0 --json"
+)]
+pub(crate) struct StoreArgs {
+    /// The address to listen on, and no other; port 0 chooses a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: HostPort,
+
+    /// Print JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Send tensors to the next rank, then close the pipe gracefully
+///
+/// Succeeds once the receiver has taken every item. If it fails, it says how many items were
+/// delivered, which were not, and which are in doubt: handed to the network and not acknowledged.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = SEND_EXAMPLES)]
+pub(crate) struct SendArgs {
+    #[command(flatten)]
+    pub(crate) rank: RankArgs,
+
+    /// A safetensors file, whose tensors are sent in the order of their data, or the word "none"
+    ///
+    /// A file of that name is ./none. All files are opened and checked before anything is sent. They
+    /// are mapped into memory: don't change them before the command ends.
+    #[arg(value_name = "ITEM", required = true)]
+    pub(crate) items: Vec<PathBuf>,
+}
+
+const SEND_EXAMPLES: &str = "\
+Examples:
+  On one machine, rank 0 serving the store:
+    kvpipe send --store 127.0.0.1:29500 --rank 0 --world-size 2 request1.safetensors none
+    kvpipe recv --store 127.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
+
+  A missing or corrupt file is a failure (exit code 1), found before anything is sent.";
+
+/// Receive tensors from the previous rank
+///
+/// Receives until the peer closes the pipe, however long it is idle, and prints a line for each item.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = RECV_EXAMPLES)]
+pub(crate) struct RecvArgs {
+    #[command(flatten)]
+    pub(crate) rank: RankArgs,
+
+    /// Close the pipe after N items; the sender is told, and fails if it had more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+
+    /// Write the tensors to this file when all are here, each named by its index: 000000, ...
+    ///
+    /// A None leaves a gap in the names. The file is written whole or not at all, over an old one of
+    /// that name; until then the tensors are kept in memory.
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+const RECV_EXAMPLES: &str = "\
+Examples:
+  kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
+  kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --count 1 --json
+
+With --json, a line for each item and one at the end:
+  {\"index\":0,\"dtype\":\"BF16\",\"shape\":[2,3],\"bytes\":12,\"crc32c\":\"89ab01ef\"}
+  {\"index\":1,\"none\":true}
+  {\"received\":2,\"tensors\":1,\"bytes\":12,\"complete\":true}";
+
+/// Who we are, and how we find the others.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RankArgs {
+    /// The store: rank 0 serves it on exactly this address, other ranks connect to it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) store: HostPort,
+
+    /// Our rank, from 0; it sends to the next one and receives from the previous one
+    #[arg(long, value_name = "R")]
+    pub(crate) rank: usize,
+
+    /// How many ranks there are
+    #[arg(long, value_name = "N")]
+    pub(crate) world_size: usize,
+
+    /// The store runs elsewhere (see `kvpipe store`), so rank 0 connects to it as well
+    #[arg(long)]
+    pub(crate) external_store: bool,
+
+    /// The address to receive at and to publish [default: ours in the connection to the store]
+    ///
+    /// `send` only connects, and so has no use for it.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) host: Option<IpAddr>,
+
+    /// The name of the group of ranks; ranks of different groups don't meet [default: none]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) group: String,
+
+    /// How the items travel
+    #[arg(long, value_enum, default_value_t = WireTransport::Tcp)]
+    pub(crate) transport: WireTransport,
+
+    #[command(flatten)]
+    pub(crate) pipe: PipeArgs,
+
+    /// Seconds to wait for the peer to appear, or to take an item; an idle peer is waited for
+    #[arg(long, value_name = "S", default_value = "300")]
+    pub(crate) timeout: Seconds,
+
+    /// Print JSON lines, and nothing else, on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WireTransport {
+    /// One TCP connection for each edge
+    Tcp,
+}
+
+/// How a pipe is set up.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PipeArgs {
+    /// Bytes of tensors to hold at most, such as 64MiB; a larger tensor travels alone [default: 1GB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer_size: Option<ByteSize>,
+
+    /// Bytes of the largest tensor that is taken; both ends must agree [default: 4GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_item_size: Option<ByteSize>,
+
+    /// A file with the secret that both ends must know; a line break at its end is dropped
+    ///
+    /// Without it, the environment variable KVPIPE_SECRET is used if there is one. The secret proves
+    /// who connects; it encrypts nothing.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+impl RankArgs {
+    /// Our place in the ring, once the arguments fit together.
+    pub(crate) fn ring(&self) -> Result<Ring, Failure> {
+        let ring =
+            Ring::new(self.rank, self.world_size).map_err(|error| Failure::usage(error.to_string()))?;
+        if self.world_size == 1 {
+            return Err(Failure::usage("a world size of 1 has nobody to talk to"));
+        }
+        if self.store.port == 0 && !self.serves_store() {
+            return Err(Failure::usage(format!("the store can't be at {}: port 0 is none", self.store)));
+        }
+        if let Some(host) = self.host
+            && host.is_unspecified()
+        {
+            return Err(Failure::usage(format!(
+                "nobody can connect to --host {host}: give an address of this machine"
+            )));
+        }
+        Ok(ring)
+    }
+
+    /// Whether the store is ours to serve.
+    pub(crate) fn serves_store(&self) -> bool {
+        self.rank == 0 && !self.external_store
+    }
+}

@@ -1,0 +1,75 @@
+//! `kvpipe demo`: ranks that send each other a KV cache and check every byte.
+
+mod exchange;
+mod processes;
+mod report;
+mod workload;
+
+use std::process::ExitCode;
+
+use kvpipe::store::MemoryStore;
+use kvpipe::transport::{Ring, memory};
+use tokio::task::JoinSet;
+
+pub(crate) use self::processes::run_rank;
+use self::report::RankReport;
+use self::workload::Workload;
+use crate::args::{DemoArgs, DemoTransport};
+use crate::endpoint;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::serve::StopSignals;
+
+/// Runs all ranks, then shows what was moved and how fast.
+pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
+    let first = Workload::new(&args.workload, 0)?;
+    let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(args.ranks)));
+    output.text(format_args!("each of {} ranks sends {}", args.ranks, first.describe()))?;
+    drop(first);
+    let mut stop = StopSignals::new()?;
+    let reports = match args.transport {
+        DemoTransport::Tcp => processes::run(&args, &output, &mut stop).await,
+        DemoTransport::Memory => in_memory(&args, &mut stop).await,
+    };
+    output.finish_progress();
+    report::show(&args, &reports?, &output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All ranks as tasks of this process.
+async fn in_memory(args: &DemoArgs, stop: &mut StopSignals) -> Result<Vec<RankReport>, Failure> {
+    let world_size = usize::from(args.ranks);
+    let store = MemoryStore::new();
+    let config = endpoint::pipe_config(&args.pipe, args.timeout.0);
+    let mut ranks = JoinSet::new();
+    for (rank, transport) in memory::ring(world_size).into_iter().enumerate() {
+        let ring = Ring::new(rank, world_size)?;
+        let (store, config, workload) = (store.clone(), config.clone(), args.workload.clone());
+        let patience = args.timeout.0;
+        ranks.spawn(async move {
+            let workloads = exchange::Workloads::new(&workload, ring)?;
+            let (pipe, driver) = exchange::pipe(transport, config);
+            tokio::spawn(driver);
+            exchange::run(&pipe, &store, ring, &workloads, patience, |_| Ok(())).await
+        });
+    }
+    let outcome = tokio::select! {
+        biased;
+        reports = all(&mut ranks) => reports,
+        signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
+    };
+    ranks.shutdown().await;
+    outcome
+}
+
+/// The ranks' reports, by rank; or the first failure.
+async fn all(ranks: &mut JoinSet<Result<RankReport, Failure>>) -> Result<Vec<RankReport>, Failure> {
+    let mut reports = Vec::new();
+    while let Some(ended) = ranks.join_next().await {
+        reports.push(
+            ended.map_err(|error| Failure::new(format!("bug in kvpipe: a rank's task ended: {error}")))??,
+        );
+    }
+    reports.sort_by_key(|report| report.rank);
+    Ok(reports)
+}

@@ -1,0 +1,193 @@
+//! What a demo says at its end.
+
+use std::fmt::{self, Write as _};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::workload;
+use crate::args::{DemoArgs, DemoTransport};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::units::Size;
+
+/// What one rank has received from the previous one, checked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RankReport {
+    pub(super) rank: usize,
+    /// Tensors and Nones.
+    items: u64,
+    /// Of payload.
+    bytes: u64,
+    elapsed_ns: u64,
+    /// The time that each item took.
+    latencies_ns: Vec<u64>,
+}
+
+impl RankReport {
+    pub(super) fn new(rank: usize) -> Self {
+        Self { rank, items: 0, bytes: 0, elapsed_ns: 0, latencies_ns: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, items: usize, bytes: u64, elapsed: Duration, latencies: &[Duration]) {
+        self.items += items as u64;
+        self.bytes += bytes;
+        self.elapsed_ns += nanoseconds(elapsed);
+        self.latencies_ns.extend(latencies.iter().copied().map(nanoseconds));
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Shows the table, or the JSON line.
+pub(super) fn show(args: &DemoArgs, ranks: &[RankReport], output: &Output) -> Result<(), Failure> {
+    let summary = Summary::new(args, ranks);
+    output.result(Table(&summary), &summary)
+}
+
+/// The last line with `--json`.
+#[derive(Serialize)]
+struct Summary {
+    /// Always true: a mismatch is a failure and has no summary.
+    verified: bool,
+    #[serde(flatten)]
+    total: Row,
+    ranks: usize,
+    /// Null with `--input`.
+    model: Option<String>,
+    /// Of all requests of one rank; null with `--input`.
+    tokens: Option<usize>,
+    transport: String,
+    edges: Vec<Edge>,
+}
+
+#[derive(Serialize)]
+struct Edge {
+    from: usize,
+    to: usize,
+    #[serde(flatten)]
+    row: Row,
+}
+
+#[derive(Serialize)]
+struct Row {
+    items: u64,
+    bytes: u64,
+    seconds: f64,
+    #[serde(rename = "GBps")]
+    gigabytes_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+impl Summary {
+    fn new(args: &DemoArgs, ranks: &[RankReport]) -> Self {
+        let world_size = ranks.len();
+        let edges = ranks.iter().map(|report| Edge {
+            from: (report.rank + world_size - 1) % world_size,
+            to: report.rank,
+            row: Row::new(report.items, report.bytes, report.elapsed_ns, report.latencies_ns.clone()),
+        });
+        // All edges work at the same time, so the total lasts as long as the slowest.
+        let total = Row::new(
+            ranks.iter().map(|report| report.items).sum(),
+            ranks.iter().map(|report| report.bytes).sum(),
+            ranks.iter().map(|report| report.elapsed_ns).max().unwrap_or(0),
+            ranks.iter().flat_map(|report| report.latencies_ns.iter().copied()).collect(),
+        );
+        let model = args.workload.input.is_none().then(|| name_of(args.workload.model));
+        Self {
+            verified: true,
+            total,
+            ranks: world_size,
+            model,
+            tokens: workload::tokens(&args.workload),
+            transport: name_of(args.transport),
+            edges: edges.collect(),
+        }
+    }
+}
+
+impl Row {
+    fn new(items: u64, bytes: u64, elapsed_ns: u64, mut latencies_ns: Vec<u64>) -> Self {
+        latencies_ns.sort_unstable();
+        // Bytes in a nanosecond are gigabytes in a second.
+        let gigabytes_per_second = bytes as f64 / elapsed_ns.max(1) as f64;
+        Self {
+            items,
+            bytes,
+            seconds: elapsed_ns as f64 / 1e9,
+            gigabytes_per_second,
+            p50_us: percentile(&latencies_ns, 50) as f64 / 1e3,
+            p99_us: percentile(&latencies_ns, 99) as f64 / 1e3,
+        }
+    }
+}
+
+/// The nearest-rank percentile of sorted values: the smallest that `percent` of them don't exceed.
+fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+}
+
+/// The name on the command line.
+fn name_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+struct Table<'a>(&'a Summary);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { total, edges, transport, .. } = self.0;
+        writeln!(
+            f,
+            "{:<10} {:>8} {:>12} {:>9} {:>8} {:>10} {:>10}",
+            "RANKS", "ITEMS", "BYTES", "SECONDS", "GB/S", "P50 US", "P99 US"
+        )?;
+        let mut ranks = String::new();
+        for Edge { from, to, row } in edges {
+            ranks.clear();
+            write!(ranks, "{from} to {to}")?;
+            writeln!(f, "{ranks:<10} {row}")?;
+        }
+        writeln!(f, "{:<10} {total}", "all")?;
+        if transport == &name_of(DemoTransport::Memory) {
+            writeln!(f, "in memory nothing is copied: the speed is that of handing over references")?;
+        }
+        write!(f, "every dtype, shape, None and byte was as sent")
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { items, bytes, seconds, gigabytes_per_second, p50_us, p99_us } = self;
+        let bytes = Size(*bytes).to_string();
+        write!(
+            f,
+            "{items:>8} {bytes:>12} {seconds:>9.3} {gigabytes_per_second:>8.2} {p50_us:>10.1} {p99_us:>10.1}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_occurred() {
+        let hundred: Vec<u64> = (1..=100).collect();
+        assert_eq!((percentile(&hundred, 50), percentile(&hundred, 99)), (50, 99));
+        assert_eq!((percentile(&[7], 50), percentile(&[7], 99)), (7, 7));
+        assert_eq!(percentile(&[], 50), 0);
+    }
+
+    #[test]
+    fn gigabytes_are_decimal() {
+        let row = Row::new(1, 2_000_000_000, 500_000_000, vec![1500]);
+        assert_eq!((row.gigabytes_per_second, row.seconds, row.p50_us), (4.0, 0.5, 1.5));
+    }
+}

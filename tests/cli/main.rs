@@ -1,0 +1,8 @@
+//! The command line as its users have it: processes, their output and their exit codes.
+
+mod bad_input;
+mod demo;
+mod failures;
+mod store;
+mod support;
+mod transfer;

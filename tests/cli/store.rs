@@ -1,0 +1,82 @@
+//! `kvpipe store`, and the store that rank 0 serves.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kvpipe::net::TokioNet;
+use kvpipe::store::Store;
+use kvpipe::store::tcp::{ConnectOptions, TcpStore};
+use serde_json::Value;
+
+use crate::support::{Process, run};
+
+async fn connect(address: &str) -> TcpStore<TokioNet> {
+    let (host, port) = address.rsplit_once(':').unwrap();
+    TcpStore::connect(TokioNet, host, port.parse().unwrap(), ConnectOptions::default()).await.unwrap()
+}
+
+async fn assert_ends_well_on(signal: &str) {
+    let mut store = Process::start("store --listen 127.0.0.1:0");
+    let line = store.line().await;
+    let address = line.strip_prefix("listening on ").unwrap();
+    // A client that waits must not keep it up.
+    let client = connect(address).await;
+    client.set("key", Bytes::from_static(b"value"), Duration::from_secs(60)).await.unwrap();
+    store.signal(signal).await;
+    let finished = store.finish().await.exited(0);
+    assert_eq!(finished.stdout, [format!("stopped by SIG{signal}")]);
+}
+
+#[tokio::test]
+async fn sigterm_ends_a_store_with_code_0() {
+    assert_ends_well_on("TERM").await;
+}
+
+#[tokio::test]
+async fn sigint_ends_a_store_with_code_0() {
+    assert_ends_well_on("INT").await;
+}
+
+#[tokio::test]
+async fn json_says_where_it_listens_and_why_it_stopped() {
+    let mut store = Process::start("store --listen 127.0.0.1:0 --json");
+    let ready: Value = serde_json::from_str(&store.line().await).unwrap();
+    connect(ready["listening"].as_str().unwrap()).await;
+    store.signal("TERM").await;
+    assert_eq!(store.finish().await.exited(0).stdout, [r#"{"stopped":"SIGTERM"}"#]);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for command in
+        [format!("store --listen {address}"), format!("send --store {address} --rank 0 --world-size 2 none")]
+    {
+        run(&command).await.exited(1).says(&["kvpipe: error: ", &address, "in use", "choose another port"]);
+    }
+}
+
+/// Rank 0 of three has finished with rank 1; rank 2 is still out.
+async fn rank_0_that_waits(timeout: &str) -> (Process, String) {
+    let mut sender =
+        Process::start(&format!("send --store 127.0.0.1:0 --rank 0 --world-size 3 {timeout} none"));
+    let store = sender.store_address().await;
+    run(&format!("recv --store {store} --rank 1 --world-size 3")).await.exited(0);
+    sender.note("until rank 2 has finished with it").await;
+    (sender, store)
+}
+
+#[tokio::test]
+async fn rank_0_serves_the_store_until_the_last_rank_has_left() {
+    let (sender, store) = rank_0_that_waits("--timeout 100000").await;
+    connect(&store).await.set("kvpipe/left/2", Bytes::new(), Duration::from_secs(60)).await.unwrap();
+    sender.finish().await.exited(0);
+}
+
+#[tokio::test]
+async fn rank_0_waits_no_longer_than_its_timeout() {
+    let (sender, _) = rank_0_that_waits("--timeout 3").await;
+    sender.finish().await.exited(0).says(&["the store stops without rank 2 after 3 s"]);
+}

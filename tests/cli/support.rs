@@ -1,0 +1,189 @@
+//! Processes under test. Every wait has a deadline that only a hang can pass, and a process that is
+//! dropped is killed.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use kvpipe::Tensor;
+use kvpipe::tensor::safetensors;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// Far beyond what anything takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A running `kvpipe`.
+pub(crate) struct Process {
+    child: Child,
+    stdout: Output<ChildStdout>,
+    stderr: Output<ChildStderr>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// None if a signal killed it.
+    pub(crate) code: Option<i32>,
+    /// The lines that the test had not read before.
+    pub(crate) stdout: Vec<String>,
+    /// Everything.
+    pub(crate) stderr: String,
+}
+
+struct Output<R> {
+    lines: Lines<BufReader<R>>,
+    read: VecDeque<String>,
+}
+
+impl Process {
+    /// Starts `kvpipe` with arguments separated by spaces.
+    pub(crate) fn start(line: &str) -> Self {
+        Self::start_with(line, &[])
+    }
+
+    /// The same, with environment variables.
+    pub(crate) fn start_with(line: &str, environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvpipe"));
+        command.args(line.split_whitespace()).env_remove("KVPIPE_SECRET").envs(environment.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let stdout = Output::new(child.stdout.take().unwrap());
+        let stderr = Output::new(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+
+    /// The next line of standard output.
+    pub(crate) async fn line(&mut self) -> String {
+        self.stdout.next().await.expect("standard output has ended")
+    }
+
+    /// Reads standard error up to a line with `text`; gives what stands behind it there.
+    pub(crate) async fn note(&mut self, text: &str) -> String {
+        while let Some(line) = self.stderr.next().await {
+            if let Some((_, rest)) = line.split_once(text) {
+                return rest.to_owned();
+            }
+        }
+        panic!("no {text:?} on standard error: {:?}", self.stderr.read);
+    }
+
+    /// The address of the store that rank 0 serves.
+    pub(crate) async fn store_address(&mut self) -> String {
+        self.note("rank 0 serves the store at ").await
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub(crate) async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it has ended").to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
+        assert!(status.success());
+    }
+
+    /// The process ids of its children.
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let pid = self.child.id().expect("it has ended");
+        let mut children = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap_or_default();
+            children.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
+        }
+        children
+    }
+
+    /// Reads the rest of both outputs and waits for the end.
+    pub(crate) async fn finish(mut self) -> Finished {
+        let (stdout, stderr) = tokio::join!(self.stdout.rest(), self.stderr.rest());
+        let status = timeout(DEADLINE, self.child.wait()).await.expect("it does not end").unwrap();
+        let mut lines: Vec<String> = self.stderr.read.into();
+        lines.extend(stderr);
+        Finished { code: status.code(), stdout, stderr: lines.join("\n") }
+    }
+}
+
+impl Finished {
+    /// Asserts the exit code.
+    #[track_caller]
+    pub(crate) fn exited(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// Asserts that standard error has these texts.
+    #[track_caller]
+    pub(crate) fn says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.stderr.contains(text), "{text:?} is not in {self:#?}");
+        }
+        self
+    }
+
+    /// Standard output, each line as JSON.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Vec<Value> {
+        self.stdout.iter().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+}
+
+impl<R: AsyncRead + Unpin> Output<R> {
+    fn new(output: R) -> Self {
+        Self { lines: BufReader::new(output).lines(), read: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Option<String> {
+        let line = timeout(DEADLINE, self.lines.next_line()).await.expect("no line comes").unwrap()?;
+        self.read.push_back(line.clone());
+        Some(line)
+    }
+
+    /// The lines that were not read yet.
+    async fn rest(&mut self) -> Vec<String> {
+        let mut rest = Vec::new();
+        while let Some(line) =
+            timeout(DEADLINE, self.lines.next_line()).await.expect("it does not end").unwrap()
+        {
+            rest.push(line);
+        }
+        rest
+    }
+}
+
+/// Runs `kvpipe` to its end.
+pub(crate) async fn run(line: &str) -> Finished {
+    Process::start(line).finish().await
+}
+
+/// Rank 0 sends to rank 1, over a store that rank 0 serves. `items` and `options` go to one each.
+pub(crate) async fn send_to_recv(items: &str, options: &str) -> (Finished, Finished) {
+    let mut sender = Process::start(&format!("send --store 127.0.0.1:0 --rank 0 --world-size 2 {items}"));
+    let store = sender.store_address().await;
+    let receiver = Process::start(&format!("recv --store {store} --rank 1 --world-size 2 {options}"));
+    tokio::join!(sender.finish(), receiver.finish())
+}
+
+/// A directory of a test's own; its path has no spaces.
+pub(crate) fn directory() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Writes a safetensors file; gives its path.
+pub(crate) fn file(directory: &TempDir, name: &str, tensors: &[(&str, Tensor)]) -> String {
+    let path = directory.path().join(name);
+    safetensors::write(&path, tensors).unwrap();
+    text(&path)
+}
+
+/// A path as an argument.
+pub(crate) fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// A tensor of `len` bytes that differ from those of another `seed`.
+pub(crate) fn bytes(len: usize, seed: usize) -> Tensor {
+    let bytes: Vec<u8> = (0..len).map(|index| (index * 31 + index / 256 + seed * 7 + 1) as u8).collect();
+    Tensor::from_slice([len], &bytes).unwrap()
+}
