@@ -124,6 +124,9 @@ pub(crate) async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(
 
 pub(crate) async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
+    // It fills the inbox, so that what follows is not delivered and keeps its room.
+    sender.send(numbered(0, 1_000)).await.unwrap();
+    sender.flush().await.unwrap();
     let permit = sender.reserve(100).await.unwrap();
     let misuse = permit.send(numbered(9, 101)).unwrap_err();
     assert!(matches!(misuse, Error::Misuse(_)), "{misuse}");
@@ -132,10 +135,12 @@ pub(crate) async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_b
     let reserved = sender.reserve(1_000).await.unwrap();
     let mut waiting = pin!(sender.reserve(900));
     assert!(peek(&mut waiting).await.is_none(), "all of the room is reserved");
-    reserved.send(numbered(0, 100)).unwrap();
-    waiting.await.unwrap().send(numbered(1, 900)).unwrap();
-    assert_eq!(number(&receiver.recv().await.unwrap()), 0);
-    assert_eq!(number(&receiver.recv().await.unwrap()), 1);
+    reserved.send(numbered(1, 100)).unwrap();
+    waiting.await.unwrap().send(numbered(2, 900)).unwrap();
+    assert_eq!(sender.stats().send.unwrap().held_bytes, 1_000);
+    for sequence in 0..3 {
+        assert_eq!(number(&receiver.recv().await.unwrap()), sequence);
+    }
 }
 
 /// Waits that are dropped after a single poll take nothing, or what they report.
