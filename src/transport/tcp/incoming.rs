@@ -222,6 +222,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
     /// leaves first.
     async fn receive(&mut self) -> Result<()> {
         loop {
+            // A flood of tiny items must leave the thread to others now and then.
+            tokio::task::consume_budget().await;
             let frame = self.next_frame().await?;
             match self.session.receive(frame).map_err(|broken| self.misbehaved(broken))? {
                 Arrival::Alive => {}

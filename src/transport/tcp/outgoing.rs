@@ -11,7 +11,7 @@ use tokio::time::{Instant, Interval, timeout, timeout_at};
 
 use super::connection::{FrameReader, FrameWriter};
 use super::handshake::{Agreed, Failure, Party};
-use super::{GOODBYE, TcpConfig, address_key, after, listening, silent_for, speaking};
+use super::{GOODBYE, TcpConfig, address_key, after, listening, silent_for, speaking, ticker};
 use crate::error::{Error, Link, Result};
 use crate::net::Net;
 use crate::store::Store;
@@ -79,7 +79,7 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
     /// to learn of it. A dropped pipe's driver sees to it that this takes no longer than
     /// `close_timeout`; a close waits as long as we do.
     async fn meet(&self, items: &Outbox) -> Result<Agreed<N::Stream>> {
-        let mut ticker = listening(self.config.heartbeat);
+        let mut ticker = ticker(PROGRESS_PERIOD);
         let mut connecting = pin!(self.connect(items));
         loop {
             tokio::select! {
@@ -150,6 +150,9 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
             .map_err(|_| Failure::Stranger("no answer to the handshake".into()))?
     }
 }
+
+/// How often a close is told that we are still connecting.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// A host that drops packets must not use up all the time there is for retries.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -297,7 +300,8 @@ impl Edge<'_> {
                 let heard = self.session.lock().receive(reply).map_err(|broken| self.misbehaved(broken))?;
                 let link = self.link.clone();
                 match heard {
-                    Heard::Alive => {}
+                    // A flood of them must leave the thread to others now and then.
+                    Heard::Alive => tokio::task::consume_budget().await,
                     Heard::Acknowledged(upto) => self.items.settle(upto),
                     Heard::Finished(upto) => {
                         self.items.settle(upto);
