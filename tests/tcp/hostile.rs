@@ -45,6 +45,7 @@ fn endpoint() -> Endpoint {
         session: [7; 16],
         nonce: [9; 32],
         max_item_bytes: limits().max_item_bytes as u64,
+        heartbeat_ms: 5000,
         checksum: false,
         authenticated: false,
     }

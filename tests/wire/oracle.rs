@@ -46,6 +46,7 @@ proptest! {
             end.session,
             end.nonce,
             end.max_item_bytes,
+            end.heartbeat_ms,
             end.checksum,
             end.authenticated,
         );
