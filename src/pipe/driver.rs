@@ -137,7 +137,8 @@ async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience:
         // Only the peer's last word is overdue; what counts is that every item was acknowledged.
         return Ok(());
     }
-    let error = Error::timeout(format!("{link} to acknowledge the last {missing} items"), patience);
+    let items = if missing == 1 { "item" } else { "items" };
+    let error = Error::timeout(format!("{link} to acknowledge the last {missing} {items}"), patience);
     outbox.queue.fail(error.clone());
     // The transport tells the peer, if it still can.
     let _ = tokio::time::timeout(GOODBYE, running).await;
