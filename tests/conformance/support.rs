@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -29,16 +30,26 @@ pub(crate) fn run<B: Backend, F: Future<Output = ()>>(
     });
 }
 
-/// Runs a scenario on this thread, which is outside of any runtime. The one that is passed in is
-/// where a transport may be set up.
-pub(crate) fn run_without_runtime<B: Backend>(
+/// Runs a scenario on a plain thread, outside of any runtime. The runtime that it is given is where a
+/// transport may be set up.
+pub(crate) fn run_without_runtime<B: Backend + Send + 'static>(
     backend: B,
     needs: fn(&Guarantees) -> bool,
-    scenario: impl FnOnce(B, &Runtime),
+    scenario: impl FnOnce(B, &Runtime) + Send + 'static,
 ) {
-    let runtime = runtime();
-    if runtime.block_on(applies(&backend, needs)) {
-        scenario(backend, &runtime);
+    let (ended, end) = mpsc::channel::<()>();
+    #[allow(clippy::disallowed_methods, reason = "a thread that hangs must not take the test with it")]
+    let thread = std::thread::spawn(move || {
+        let _ended = ended;
+        let runtime = runtime();
+        if runtime.block_on(applies(&backend, needs)) {
+            scenario(backend, &runtime);
+        }
+    });
+    // Nothing is ever sent: the thread ends, or the time does.
+    assert_eq!(end.recv_timeout(HANG), Err(RecvTimeoutError::Disconnected), "the scenario hangs");
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
     }
 }
 
