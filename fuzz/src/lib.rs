@@ -1,4 +1,5 @@
-//! What must hold for every decoder of `kvpipe::wire`, whatever the bytes.
+//! What must hold for every decoder of `kvpipe::wire`, whatever the bytes; the store's parsers, which
+//! keep what was cut off, have targets of their own shape.
 //!
 //! Run a target from the repository's root, and let it start from the hand-made messages in
 //! `fuzz/corpus`:

@@ -22,13 +22,14 @@ use crate::transport::{Inbox, Incoming, Outbox, Outgoing};
 pub struct Driver {
     outgoing: Option<Direction>,
     incoming: Option<Direction>,
+    incoming_first: bool,
 }
 
 pub(super) type Direction = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Driver {
     pub(super) fn new(outgoing: Option<Direction>, incoming: Option<Direction>) -> Self {
-        Self { outgoing, incoming }
+        Self { outgoing, incoming, incoming_first: false }
     }
 
     /// Hands the driver to the current tokio runtime, or to a thread of its own where there is none.
@@ -57,8 +58,11 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Self { outgoing, incoming } = &mut *self;
-        for direction in [outgoing, incoming] {
+        let Self { outgoing, incoming, incoming_first } = &mut *self;
+        // In turns: a runtime gives a task only so much each time, and the first may take it all.
+        *incoming_first = !*incoming_first;
+        let order = if *incoming_first { [incoming, outgoing] } else { [outgoing, incoming] };
+        for direction in order {
             // An ended direction is dropped at once, and with it its connection.
             if direction.as_mut().is_some_and(|running| running.as_mut().poll(context).is_ready()) {
                 *direction = None;
@@ -133,7 +137,8 @@ async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience:
         // Only the peer's last word is overdue; what counts is that every item was acknowledged.
         return Ok(());
     }
-    let error = Error::timeout(format!("{link} to acknowledge the last {missing} items"), patience);
+    let items = if missing == 1 { "item" } else { "items" };
+    let error = Error::timeout(format!("{link} to acknowledge the last {missing} {items}"), patience);
     outbox.queue.fail(error.clone());
     // The transport tells the peer, if it still can.
     let _ = tokio::time::timeout(GOODBYE, running).await;
@@ -145,7 +150,7 @@ async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience:
 async fn stalled_close(queue: &ByteQueue<Item>, patience: Duration) {
     queue.closed().await;
     loop {
-        let progress = queue.settled_upto(queue.settled_items() + 1);
+        let progress = queue.progress_beyond(queue.progress_made());
         match tokio::time::timeout(patience, progress).await {
             Ok(Ok(())) => {}
             Ok(Err(_failed)) => return tokio::time::sleep(patience).await,

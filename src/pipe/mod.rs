@@ -16,7 +16,7 @@
 //! |---|---|---|
 //! | [`Sender::close`], all taken | `Ok` | [`Error::Closed`] |
 //! | [`Receiver::close`] before the end | [`Error::ReceiverClosed`] with the number of items taken | [`Error::Closed`] |
-//! | the sender is dropped without a close | | [`Error::PeerAborted`] |
+//! | the sender is dropped without a close, or [`Sender::abort`] | what it was told | [`Error::PeerAborted`] |
 //! | the peer dies, the wire breaks | [`Error::PeerGone`]; see [`Sender::undelivered`] | [`Error::PeerGone`] |
 //! | the driver is dropped | [`Error::Misuse`] | [`Error::Misuse`] |
 //!

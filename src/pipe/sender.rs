@@ -143,6 +143,13 @@ impl Sender {
         self.side.queue.close();
     }
 
+    /// Ends the stream here and now; returns at once. What was not yet sent stays in
+    /// [`undelivered`](Self::undelivered), and the peer is told `reason` with
+    /// [`Error::PeerAborted`], after the items that it got.
+    pub fn abort(&self, reason: &str) {
+        self.side.queue.fail(Error::Misuse(format!("the stream was aborted: {reason}")));
+    }
+
     /// [`finish`](Self::finish), then waits until the peer's user has taken everything, or at least
     /// until everything is acknowledged and the peer's last word is overdue or can't come.
     ///

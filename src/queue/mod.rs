@@ -167,12 +167,25 @@ impl<T: Clone> ByteQueue<T> {
 
     /// Waits until everything accepted so far is settled. Cancel safe.
     pub(crate) async fn settled(&self) -> Result<()> {
-        self.settled_upto(self.accepted()).await
+        let upto = self.accepted();
+        self.wait(|state| &mut state.flushers, |state, _, _| state.is_settled(upto)).await
     }
 
-    /// Waits until everything below `upto` is settled. Cancel safe.
-    pub(crate) async fn settled_upto(&self, upto: u64) -> Result<()> {
-        self.wait(|state| &mut state.flushers, |state, _, _| state.is_settled(upto)).await
+    /// Something moved that is not settled yet.
+    pub(crate) fn progress(&self) {
+        self.update(State::progress);
+    }
+
+    /// How much has moved; only good for [`progress_beyond`](Self::progress_beyond).
+    #[cfg(not(loom))]
+    pub(crate) fn progress_made(&self) -> u64 {
+        self.update(|state, _| state.progress_made())
+    }
+
+    /// Waits until more has moved, or the queue has failed. Cancel safe.
+    #[cfg(not(loom))]
+    pub(crate) async fn progress_beyond(&self, made: u64) -> Result<()> {
+        self.wait(|state| &mut state.flushers, |state, _, _| state.is_beyond(made)).await
     }
 
     /// Waits for the queue to fail, and gives the failure. Cancel safe.
@@ -251,7 +264,7 @@ impl<T: Clone> ByteQueue<T> {
                     Poll::Ready(output)
                 }
                 Poll::Pending => {
-                    list(state).enrol(&mut place.ticket, context.waker());
+                    after.retire(list(state).enrol(&mut place.ticket, context.waker()));
                     Poll::Pending
                 }
             })
@@ -309,7 +322,7 @@ impl<T: Clone> Place<'_, T> {
     fn leave(&mut self, state: &mut State<T>, after: &mut Aftermath<T>) {
         if let Some(ticket) = self.ticket.take() {
             let list = (self.list)(state);
-            list.leave(ticket);
+            after.retire(list.leave(ticket));
             // The baton: the condition may hold for the next one as well.
             after.wake_first(list);
         }

@@ -35,6 +35,8 @@ pub(super) struct State<T> {
     /// The consumer has left; nothing is taken any more.
     abandoned: bool,
     failure: Option<Error>,
+    /// Counts acknowledgements, and whatever else the transport calls progress.
+    progress_made: u64,
     /// The transport has returned.
     ended: bool,
     /// Producers waiting for room. Only the first is ever admitted, so that a large item is not
@@ -42,7 +44,7 @@ pub(super) struct State<T> {
     pub(super) producers: WaitList,
     /// Consumers waiting for an item.
     pub(super) consumers: WaitList,
-    /// Waiting for acknowledgements.
+    /// Waiting for acknowledgements, or for any progress.
     pub(super) flushers: WaitList,
     /// Waiting for the queue to fail, or to be abandoned, or to run empty.
     pub(super) watchers: WaitList,
@@ -71,6 +73,7 @@ impl<T: Clone> State<T> {
             closed: false,
             abandoned: false,
             failure: None,
+            progress_made: 0,
             ended: false,
             producers: WaitList::default(),
             consumers: WaitList::default(),
@@ -157,7 +160,6 @@ impl<T: Clone> State<T> {
 
     /// Everything below `upto` has arrived. Never more than was handed out.
     pub(super) fn settle(&mut self, upto: u64, after: &mut Aftermath<T>) {
-        debug_assert!(upto <= self.handed_out, "settling {upto}, but only {} went out", self.handed_out);
         let upto = upto.min(self.handed_out);
         while self.settled < upto {
             let Some(slot) = self.slots.pop_front() else { break };
@@ -171,7 +173,28 @@ impl<T: Clone> State<T> {
         }
         self.next = self.next.max(self.settled);
         after.wake_first(&self.producers);
+        self.progress(after);
+    }
+
+    /// Something moved: a close that waits goes on waiting.
+    pub(super) fn progress(&mut self, after: &mut Aftermath<T>) {
+        self.progress_made += 1;
         after.wake_all(&self.flushers);
+    }
+
+    #[cfg(not(loom))]
+    pub(super) fn progress_made(&self) -> u64 {
+        self.progress_made
+    }
+
+    /// Whether more than `made` has moved.
+    #[cfg(not(loom))]
+    pub(super) fn is_beyond(&self, made: u64) -> Poll<Result<()>> {
+        match &self.failure {
+            Some(error) => Poll::Ready(Err(error.clone())),
+            None if self.progress_made > made => Poll::Ready(Ok(())),
+            None => Poll::Pending,
+        }
     }
 
     /// Hands out again from `to`: the peer has said that it holds nothing at or above it, so those

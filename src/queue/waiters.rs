@@ -18,23 +18,24 @@ pub(super) struct WaitList {
 pub(super) struct Ticket(u64);
 
 impl WaitList {
-    /// Takes a place at the end, or refreshes the waker of the place already held.
-    pub(super) fn enrol(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) {
+    /// Takes a place at the end, or refreshes the waker of the place already held; gives the waker
+    /// that it replaces.
+    pub(super) fn enrol(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) -> Option<Waker> {
         if let Some(index) = ticket.and_then(|ticket| self.position(ticket)) {
-            self.waiting[index].1.clone_from(waker);
-            return;
+            let held = &mut self.waiting[index].1;
+            return (!held.will_wake(waker)).then(|| std::mem::replace(held, waker.clone()));
         }
         let new = Ticket(self.issued);
         self.issued += 1;
         self.waiting.push_back((new, waker.clone()));
         *ticket = Some(new);
+        None
     }
 
-    /// Gives up a place.
-    pub(super) fn leave(&mut self, ticket: Ticket) {
-        if let Some(index) = self.position(ticket) {
-            self.waiting.remove(index);
-        }
+    /// Gives up a place, and its waker.
+    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<Waker> {
+        let index = self.position(ticket)?;
+        self.waiting.remove(index).map(|(_, waker)| waker)
     }
 
     /// Whether nobody waits in front of the holder of `ticket` (of a newcomer, for `None`).
@@ -48,18 +49,19 @@ impl WaitList {
     }
 }
 
-/// What a change of the state leaves to be done after the lock is released: wakers and the
-/// destructors of items may run foreign code, which may come back to this very queue.
+/// What a change of the state leaves to be done after the lock is released: waking, and dropping
+/// wakers and items, may run foreign code, which may come back to this very queue.
 #[derive(Debug)]
 pub(super) struct Aftermath<T> {
     first: Option<Waker>,
     others: Vec<Waker>,
+    retired: Option<Waker>,
     released: Vec<T>,
 }
 
 impl<T> Aftermath<T> {
     pub(super) fn new() -> Self {
-        Self { first: None, others: Vec::new(), released: Vec::new() }
+        Self { first: None, others: Vec::new(), retired: None, released: Vec::new() }
     }
 
     /// Wakes the first waiter of `list`.
@@ -81,8 +83,14 @@ impl<T> Aftermath<T> {
         self.released.extend(released);
     }
 
+    /// Drops a waker that wakes nobody any more, once the lock is gone. There is at most one.
+    pub(super) fn retire(&mut self, waker: Option<Waker>) {
+        debug_assert!(self.retired.is_none());
+        self.retired = waker;
+    }
+
     pub(super) fn settle(self) {
-        drop(self.released);
+        drop((self.released, self.retired));
         self.first.into_iter().chain(self.others).for_each(Waker::wake);
     }
 

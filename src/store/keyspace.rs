@@ -115,7 +115,6 @@ impl Keyspace {
         Ok((sum, satisfied))
     }
 
-    #[cfg(not(loom))]
     pub(super) fn has_all<K: AsRef<[u8]>>(&self, keys: &[K]) -> bool {
         keys.iter().all(|key| self.values.contains_key(key.as_ref()))
     }

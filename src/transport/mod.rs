@@ -124,6 +124,13 @@ impl Outbox {
         self.queue.settle(upto);
     }
 
+    /// Something moved that is not an acknowledgement, such as a part of a payload or a step of
+    /// connecting: a close that waits (see [`PipeConfig::close_timeout`](crate::PipeConfig)) goes on
+    /// waiting.
+    pub fn progress(&self) {
+        self.queue.progress();
+    }
+
     /// After a resume: the peer holds nothing at or above `to`. `next` gives out again from there.
     pub fn rewind(&self, to: u64) {
         self.queue.rewind(to);

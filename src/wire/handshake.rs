@@ -20,6 +20,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use super::auth::PROOF_BYTES;
 use super::codec::{self, Message, Reader, Writer};
@@ -54,7 +55,7 @@ pub fn greeting_in(buffer: &[u8]) -> Result<Option<Range<usize>>, DecodeError> {
 }
 
 /// What each end says about itself and about the edge as it sees it. The ends fit together if all
-/// fields but `session` and `nonce` are equal.
+/// fields but `session`, `nonce` and `heartbeat_ms` are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The group whose ranks these are.
@@ -71,10 +72,21 @@ pub struct Endpoint {
     pub nonce: Nonce,
     /// The largest payload of an item, in bytes.
     pub max_item_bytes: u64,
+    /// The silence after which whoever sends this takes the other for dead, in milliseconds. The
+    /// other speaks often enough for that; the two limits need not be equal.
+    pub heartbeat_ms: u32,
     /// Whether every frame carries a CRC32C.
     pub checksum: bool,
     /// Whether a shared secret is in use.
     pub authenticated: bool,
+}
+
+impl Endpoint {
+    /// [`heartbeat_ms`](Self::heartbeat_ms) as a duration.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms.into())
+    }
 }
 
 /// Connector to listener: who I am, and what I hold.
@@ -296,6 +308,7 @@ impl Message for Endpoint {
         out.put(&self.session);
         out.put(&self.nonce);
         out.put(&self.max_item_bytes);
+        out.put(&self.heartbeat_ms);
         out.put(&self.checksum);
         out.put(&self.authenticated);
     }
@@ -309,6 +322,7 @@ impl Message for Endpoint {
             session: input.take()?,
             nonce: input.take()?,
             max_item_bytes: input.take()?,
+            heartbeat_ms: input.take()?,
             checksum: input.take()?,
             authenticated: input.take()?,
         })

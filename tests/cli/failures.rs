@@ -183,12 +183,12 @@ async fn a_dtype_that_a_file_cant_hold_is_refused_when_it_comes() {
     let (sender, driver) = Pipe::send_only(outgoing, PipeConfig::default());
     driver.spawn().unwrap();
     sender.send(Some(Tensor::new(DType::Complex128, [1], vec![0; 16].into()).unwrap())).await.unwrap();
+    sender.send(None).await.unwrap();
 
     let line =
         format!("recv --store {address} --rank 1 --world-size 2 --external-store --output {}", text(&output));
     let receiver = run(&line).await;
     receiver.exited(1).says(&["item 0 is of dtype complex128", "out.safetensors was not written"]);
     assert!(!output.exists());
-    // The sender has no more to say, and what it said was taken.
-    assert!(matches!(sender.send(None).await, Err(Error::ReceiverClosed { taken: 1, .. })));
+    assert!(matches!(sender.close().await, Err(Error::ReceiverClosed { taken: 1, .. })));
 }

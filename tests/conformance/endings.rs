@@ -134,6 +134,20 @@ pub(crate) async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(bac
     assert!(end.to_string().contains("dropped without a close"), "{end}");
 }
 
+pub(crate) async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(backend: B) {
+    let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
+    sender.send(numbered(0, 8)).await.unwrap();
+    sender.flush().await.unwrap();
+    sender.sender().unwrap().abort("out of patience");
+    let refused = sender.send(numbered(1, 8)).await.unwrap_err();
+    assert!(refused.to_string().contains("out of patience"), "{refused}");
+    let (received, end) = drain_numbers(&receiver).await;
+    assert_eq!(received, [0]);
+    assert!(matches!(end, Error::PeerAborted { .. }), "{end}");
+    assert!(end.to_string().contains("out of patience"), "{end}");
+    assert_accounted(&sender, 1, 1);
+}
+
 pub(crate) async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     for sequence in 0..3 {

@@ -104,6 +104,7 @@ macro_rules! conformance {
                     both_close_at_once,
                     both_close_at_once_with_full_inboxes,
                     a_sender_dropped_without_a_close_is_an_abort,
+                    an_abort_tells_the_peer_why_and_keeps_account,
                     a_receiver_dropped_without_a_close_tells_the_sender,
                     a_whole_pipe_dropped_tells_both_directions_of_the_peer,
                     a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer,

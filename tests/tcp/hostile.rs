@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::{PATIENCE, V4, config, item, limits, receiver, sender, transfers};
 
 /// No checksums, so that hand-made frames are easy to write.
-fn plain() -> TcpConfig {
+pub(crate) fn plain() -> TcpConfig {
     TcpConfig { checksum: false, ..config() }
 }
 
@@ -36,7 +36,7 @@ async fn garbage_and_silence_on_the_port_harm_nobody() {
     transfers(&sender(&store, config(), limits()), &receiver, &[item(9, 1), None]).await;
 }
 
-fn endpoint() -> Endpoint {
+pub(crate) fn endpoint() -> Endpoint {
     Endpoint {
         group: Default::default(),
         from_rank: 0,
@@ -45,13 +45,14 @@ fn endpoint() -> Endpoint {
         session: [7; 16],
         nonce: [9; 32],
         max_item_bytes: limits().max_item_bytes as u64,
+        heartbeat_ms: 5000,
         checksum: false,
         authenticated: false,
     }
 }
 
 /// A connector that shakes hands properly, and then sends whatever the test wants.
-async fn connector(address: SocketAddr) -> TcpStream {
+pub(crate) async fn connector(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut bytes = Vec::new();
     Hello { endpoint: endpoint(), first_sequence: 0, peer_session: None }.encode_into(&mut bytes);
@@ -69,7 +70,7 @@ async fn connector(address: SocketAddr) -> TcpStream {
 }
 
 /// A listener that shakes hands properly with the next sender.
-async fn listener(store: &MemoryStore, sender: impl FnOnce() -> Pipe) -> (TcpStream, Pipe) {
+pub(crate) async fn listener(store: &MemoryStore, sender: impl FnOnce() -> Pipe) -> (TcpStream, Pipe) {
     let listener = TcpListener::bind(V4).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     store.set("kvpipe//1/address", address.into(), PATIENCE).await.unwrap();
@@ -91,7 +92,7 @@ async fn listener(store: &MemoryStore, sender: impl FnOnce() -> Pipe) -> (TcpStr
 }
 
 /// The body of the next frame, or None at the end of the stream.
-async fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) async fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     loop {
         if let Some(body) = frame_in(&bytes).unwrap() {
@@ -101,7 +102,7 @@ async fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     }
 }
 
-async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
+pub(crate) async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
     loop {
         match Reply::decode(&read_frame(stream).await?).unwrap() {
             Reply::Alive => {}
@@ -110,13 +111,13 @@ async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
     }
 }
 
-fn bytes_of(frame: &Frame) -> Vec<u8> {
+pub(crate) fn bytes_of(frame: &Frame) -> Vec<u8> {
     let mut bytes = Vec::new();
     frame.encode_into(&mut bytes);
     bytes
 }
 
-fn tensor(sequence: u64, bytes: usize) -> Frame {
+pub(crate) fn tensor(sequence: u64, bytes: usize) -> Frame {
     let metadata = TensorMetadata::new(DType::UInt8, Shape::new(&[bytes]).unwrap()).unwrap();
     Frame::Item { sequence, metadata: Metadata::Tensor(metadata) }
 }

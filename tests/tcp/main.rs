@@ -5,5 +5,6 @@
 
 mod handshake;
 mod hostile;
+mod liveness;
 mod support;
 mod trickle;

@@ -37,6 +37,7 @@ fn endpoint(checksum: bool, authenticated: bool) -> Endpoint {
         session: std::array::from_fn(|index| 0x10 + index as u8),
         nonce: std::array::from_fn(|index| 0x40 + index as u8),
         max_item_bytes: 1 << 33,
+        heartbeat_ms: 5000,
         checksum,
         authenticated,
     }

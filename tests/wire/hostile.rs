@@ -31,6 +31,7 @@ fn hello() -> Hello {
         session: [1; 16],
         nonce: [2; 32],
         max_item_bytes: 3,
+        heartbeat_ms: 5000,
         checksum: false,
         authenticated: false,
     };

@@ -119,11 +119,11 @@ fn any_refusal() -> impl Strategy<Value = Refusal> {
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     let group = "\\PC{0,60}".prop_map(|name| GroupName::new(name).unwrap());
-    let numbers = any::<(u32, u32, u32, u64)>();
+    let numbers = any::<(u32, u32, u32, u64, u32)>();
     (group, numbers, any::<([u8; 16], [u8; 32])>(), any::<(bool, bool)>()).prop_map(
         |(
             group,
-            (from_rank, to_rank, world_size, max_item_bytes),
+            (from_rank, to_rank, world_size, max_item_bytes, heartbeat_ms),
             (session, nonce),
             (checksum, authenticated),
         )| {
@@ -135,6 +135,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
                 session,
                 nonce,
                 max_item_bytes,
+                heartbeat_ms,
                 checksum,
                 authenticated,
             }

@@ -12,7 +12,7 @@ use crate::message::{Message, any_hello, any_metadata};
 /// Version, tag, dtype, dimensions behind their count as one byte, payload length.
 type TensorSchema = (u8, u8, u8, containers::Vec<u64, FixIntLen<u8>>, u64);
 
-type EndpointSchema = (String, u32, u32, u32, [u8; 16], [u8; 32], u64, bool, bool);
+type EndpointSchema = (String, u32, u32, u32, [u8; 16], [u8; 32], u64, u32, bool, bool);
 
 /// Version, endpoint, first sequence, session of the peer.
 type HelloSchema = (u16, EndpointSchema, u64, Option<[u8; 16]>);
@@ -46,6 +46,7 @@ proptest! {
             end.session,
             end.nonce,
             end.max_item_bytes,
+            end.heartbeat_ms,
             end.checksum,
             end.authenticated,
         );

@@ -86,9 +86,15 @@ async fn transfer(
     // missing.
     let ended = timeout(endpoint::MARGIN, &mut driver).await.is_ok();
     let reason = sent.err().map(|error| sender.failure().unwrap_or(error));
-    if !ended {
-        driver.abort();
-        let _cancelled = driver.await;
+    if let Some(error) = &reason
+        && !ended
+    {
+        // The peer is told, if it can be.
+        sender.abort(&error.to_string());
+        if timeout(endpoint::MARGIN, &mut driver).await.is_err() {
+            driver.abort();
+            let _cancelled = driver.await;
+        }
     }
     // Nothing changes any more, so the report is final.
     let report = Report::new(items, sender, reason.as_ref(), started.elapsed());

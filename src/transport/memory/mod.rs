@@ -143,7 +143,7 @@ impl Outgoing for MemoryOutgoing {
                     Ok(Some((sequence, item))) => self.end.send(sequence, item),
                     Ok(None) => {
                         ended = true;
-                        self.end.close();
+                        self.end.close(items.accepted());
                     }
                     Err(error) => {
                         self.end.abort(error.to_string());
@@ -203,11 +203,13 @@ impl MemoryIncoming {
             let link = self.link.clone();
             match arrival {
                 Arrival::Item(sequence, item) => self.deliver(sequence, item, items).await?,
-                Arrival::Close if items.drained().await => {
+                Arrival::Close(_) if !items.drained().await => return Err(Error::Closed),
+                // The answer would acknowledge everything.
+                Arrival::Close(sent) if self.script.withholds_acknowledgement(sent) => {}
+                Arrival::Close(_) => {
                     self.end.answer(Answer::Finished);
                     return Ok(());
                 }
-                Arrival::Close => return Err(Error::Closed),
                 Arrival::Aborted(reason) => return Err(Error::PeerAborted { link, reason }),
                 Arrival::Gone(reason) => return Err(Error::PeerGone { link, reason }),
             }

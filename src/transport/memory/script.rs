@@ -61,7 +61,8 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct GateState {
     open: bool,
-    waiting: Option<Waker>,
+    /// One for each edge that is held back, and perhaps some that no longer wait.
+    waiting: Vec<Waker>,
 }
 
 impl Gate {
@@ -76,21 +77,21 @@ impl Gate {
         let waiting = {
             let mut state = self.state.lock();
             state.open = true;
-            state.waiting.take()
+            std::mem::take(&mut state.waiting)
         };
-        if let Some(waker) = waiting {
-            waker.wake();
-        }
+        waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until the gate is open. One waiter: the receiving end.
+    /// Waits until the gate is open.
     pub(super) async fn opened(&self) {
         poll_fn(|context| {
             let mut state = self.state.lock();
             if state.open {
                 return Poll::Ready(());
             }
-            state.waiting = Some(context.waker().clone());
+            if !state.waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                state.waiting.push(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;

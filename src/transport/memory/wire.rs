@@ -12,8 +12,8 @@ use crate::tensor::Item;
 #[derive(Debug)]
 pub(super) enum Arrival {
     Item(u64, Item),
-    /// The sender's graceful end.
-    Close,
+    /// The sender's graceful end, after so many items.
+    Close(u64),
     Aborted(String),
     Gone(String),
 }
@@ -69,8 +69,8 @@ impl SenderEnd {
         self.push(Arrival::Item(sequence, item));
     }
 
-    pub(super) fn close(&self) {
-        self.push(Arrival::Close);
+    pub(super) fn close(&self, items: u64) {
+        self.push(Arrival::Close(items));
     }
 
     pub(super) fn abort(&self, reason: String) {

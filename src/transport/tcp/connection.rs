@@ -142,6 +142,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(true)
     }
 
+    /// Whether the buffer holds so many bytes of a payload and its trailer.
+    pub(super) fn holds(&self, payload_bytes: usize) -> bool {
+        self.unread.len() >= payload_bytes.saturating_add(TRAILER_BYTES)
+    }
+
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
     /// last: a connection that is closed with bytes unread is reset.
     pub(super) async fn discard(&mut self) {
@@ -166,10 +171,15 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Writes a frame and its payload, or keeps them (or their end) for the next
-    /// [`flush`](Self::flush).
+    /// [`flush`](Self::flush). Calls `moved` for each part of a large payload.
     ///
     /// Cancel safe only without a large payload, which must not be cut short.
-    pub(super) async fn write(&mut self, frame: &impl WireFrame, payload: &[u8]) -> io::Result<()> {
+    pub(super) async fn write(
+        &mut self,
+        frame: &impl WireFrame,
+        payload: &[u8],
+        moved: impl Fn(),
+    ) -> io::Result<()> {
         debug_assert_eq!(frame.payload_bytes(), payload.len());
         if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
             self.flush().await?;
@@ -189,12 +199,18 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             for chunk in payload.chunks(CHUNK_BYTES) {
                 add(chunk);
                 self.write_behind_staged(chunk).await?;
+                moved();
             }
         }
         if let Some(checksum) = checksum {
             self.staged.extend_from_slice(&checksum.to_le_bytes());
         }
         Ok(())
+    }
+
+    /// [`write`](Self::write) for a frame without payload. Cancel safe.
+    pub(super) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
+        self.write(frame, &[], || {}).await
     }
 
     /// Whether something waits to be flushed.

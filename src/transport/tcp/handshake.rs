@@ -14,6 +14,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
@@ -44,8 +45,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// Both halves of a connection whose ends have agreed.
-pub(super) type Halves<S> = (<S as Stream>::Reader, <S as Stream>::Writer);
+/// A connection whose ends have agreed.
+pub(super) struct Agreed<S: Stream> {
+    pub(super) reader: S::Reader,
+    pub(super) writer: S::Writer,
+    pub(super) address: SocketAddr,
+    /// The silence after which the peer takes us for dead.
+    pub(super) peer_heartbeat: Duration,
+}
 
 /// One end of an edge, as it introduces itself.
 #[derive(Clone, Debug)]
@@ -88,6 +95,7 @@ impl Party {
             session,
             nonce: Default::default(),
             max_item_bytes: max_item_bytes as u64,
+            heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
             checksum: config.checksum,
             authenticated: config.secret.is_some(),
         };
@@ -99,7 +107,7 @@ impl Party {
         &self,
         stream: S,
         address: SocketAddr,
-    ) -> Result<Halves<S>, Failure> {
+    ) -> Result<Agreed<S>, Failure> {
         let link = self.link.clone().at(address);
         let incompatible =
             |mismatch| Failure::Fatal(Error::PeerIncompatible { link: link.clone(), mismatch });
@@ -140,7 +148,10 @@ impl Party {
             .await
             .map_err(|failure| failure.or(undecodable))?;
         match Verdict::decode(&bytes[body]).map_err(undecodable)? {
-            Verdict::Accepted => Ok((reader, writer)),
+            Verdict::Accepted => {
+                let peer_heartbeat = welcome.endpoint.heartbeat();
+                Ok(Agreed { reader, writer, address, peer_heartbeat })
+            }
             Verdict::Refusal(refusal) => Err(incompatible(refused(&refusal))),
         }
     }
@@ -195,7 +206,8 @@ impl Party {
             send_verdict(&mut writer, &refusal(RefusalReason::Secret, text, Verdict::Refusal)).await?;
             return Err(stranger(format!("secret: {text}")));
         }
-        Ok(Candidate { reader, writer, address })
+        let peer_heartbeat = hello.endpoint.heartbeat();
+        Ok(Candidate(Agreed { reader, writer, address, peer_heartbeat }))
     }
 
     /// What speaks against the connector, if anything does.
@@ -230,18 +242,13 @@ impl Party {
 }
 
 /// A connector that may be accepted.
-#[derive(Debug)]
-pub(super) struct Candidate<S: Stream> {
-    reader: S::Reader,
-    writer: S::Writer,
-    pub(super) address: SocketAddr,
-}
+pub(super) struct Candidate<S: Stream>(Agreed<S>);
 
 impl<S: Stream> Candidate<S> {
     /// Tells it. From then on frames may come.
-    pub(super) async fn accept(mut self) -> Result<Halves<S>, Failure> {
-        send_verdict(&mut self.writer, &Verdict::Accepted).await?;
-        Ok((self.reader, self.writer))
+    pub(super) async fn accept(mut self) -> Result<Agreed<S>, Failure> {
+        send_verdict(&mut self.0.writer, &Verdict::Accepted).await?;
+        Ok(self.0)
     }
 }
 

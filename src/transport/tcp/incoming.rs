@@ -1,5 +1,6 @@
 //! The receiving end of an edge: lets its peer in, and takes what it sends.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -8,12 +9,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Interval, timeout};
 
 use super::connection::{FrameReader, FrameWriter};
-use super::handshake::{Candidate, Failure, Halves, Party};
-use super::{GOODBYE, TcpConfig, address_key, silent_for, ticker};
+use super::handshake::{Agreed, Candidate, Failure, Party};
+use super::{GOODBYE, TcpConfig, address_key, listening, silent_for, speaking};
 use crate::error::{Error, Link, Result};
 use crate::net::{Listener, Net};
 use crate::store::Store;
@@ -86,59 +87,70 @@ impl<N: Net> Incoming for TcpIncoming<N> {
         self.config.check()?;
         // Also if our user has left meanwhile: the peer is on its way, and is to learn of it. The
         // driver sees to it that this takes no longer than `close_timeout`.
-        let ((reader, writer), address) = self.accept(items).await?;
+        let agreed = self.accept(items).await?;
         let checksum = self.config.checksum;
         let edge = Edge {
-            link: self.link().at(address),
+            link: self.link().at(agreed.address),
             items,
             pool: self.config.pool.clone(),
             heartbeat: self.config.heartbeat,
-            reader: FrameReader::new(reader, checksum),
-            writer: FrameWriter::new(writer, checksum),
+            reader: FrameReader::new(agreed.reader, checksum),
+            writer: FrameWriter::new(agreed.writer, checksum),
             session: ReceiveSession::default(),
-            ticker: ticker(self.config.heartbeat),
+            listening: listening(self.config.heartbeat),
             silence: Silence::default(),
+            speaking: speaking(agreed.peer_heartbeat),
             spoken: false,
         };
+        // One peer is enough.
         drop(self);
         edge.run().await
     }
 }
 
-/// Connections that shake hands at the same time; more have to wait.
-const HANDSHAKES_MAX: usize = 16;
+/// Connections that shake hands at the same time. One more displaces the oldest, so that silent
+/// strangers, however many, can't keep the peer out: it needs two round trips, they need as many new
+/// connections in that time.
+const HANDSHAKES_MAX: usize = 64;
 
 impl<N: Net> TcpIncoming<N> {
     /// Refuses strangers until our peer comes, or the time is up.
-    async fn accept(&self, items: &Inbox) -> Result<(Halves<N::Stream>, SocketAddr)> {
+    async fn accept(&self, items: &Inbox) -> Result<Agreed<N::Stream>> {
         let limit = self.config.connect_timeout;
         let mut overdue = pin!(tokio::time::sleep(limit));
         let party = Arc::new(Party::receiver(&self.config, self.ring, items.max_item_bytes())?);
         // Side by side, so that a stranger who says nothing keeps nobody waiting.
         let mut handshakes = JoinSet::new();
+        let mut oldest_first = VecDeque::new();
         let mut last_refused = None;
         loop {
             tokio::select! {
                 biased;
-                Some(ended) = handshakes.join_next() => {
-                    let admitted = ended.map_err(|error| Error::Bug(format!("a handshake ended by {error}")))?;
-                    match self.settle(admitted).await {
-                        Ok(accepted) => return Ok(accepted),
-                        Err(Failure::Fatal(error)) => return Err(error),
-                        Err(Failure::Stranger(reason)) => {
-                            tracing::warn!(rank = self.ring.rank(), reason, "refused a connection");
-                            last_refused = Some(reason);
-                        }
-                    }
+                () = &mut overdue => {
+                    let awaited = format!("rank {} to connect to {}", self.ring.previous(), self.local_addr);
+                    let refused = last_refused.map_or(String::new(), |who| format!(" (last refused: {who})"));
+                    return Err(Error::timeout(awaited + &refused, limit));
                 }
-                incoming = self.listener.accept(), if handshakes.len() < HANDSHAKES_MAX => match incoming {
+                Some(ended) = handshakes.join_next() => match self.settle(ended).await {
+                    Ok(agreed) => return Ok(agreed),
+                    Err(Failure::Fatal(error)) => return Err(error),
+                    Err(Failure::Stranger(reason)) => {
+                        tracing::warn!(rank = self.ring.rank(), reason, "refused a connection");
+                        last_refused = Some(reason);
+                    }
+                },
+                incoming = self.listener.accept() => match incoming {
                     Ok((stream, address)) => {
                         let (party, patience) = (Arc::clone(&party), self.config.heartbeat);
-                        handshakes.spawn(async move {
+                        oldest_first.push_back(handshakes.spawn(async move {
                             timeout(patience, party.admit(stream, address)).await.unwrap_or_else(|_| {
                                 Err(Failure::Stranger(format!("{address}: no handshake within {patience:?}")))
                             })
-                        });
+                        }));
+                        oldest_first.retain(|handshake| !handshake.is_finished());
+                        if oldest_first.len() > HANDSHAKES_MAX && let Some(oldest) = oldest_first.pop_front() {
+                            oldest.abort();
+                        }
                     }
                     Err(error) => {
                         // Of one connection, or for want of descriptors: the next may do better.
@@ -146,26 +158,22 @@ impl<N: Net> TcpIncoming<N> {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                () = &mut overdue => {
-                    let awaited = format!("rank {} to connect to {}", self.ring.previous(), self.local_addr);
-                    let refused = last_refused.map_or(String::new(), |who| format!(" (last refused: {who})"));
-                    return Err(Error::timeout(awaited + &refused, limit));
-                }
             }
         }
     }
 
-    /// Accepts the first candidate that is still there.
+    /// Accepts a candidate, if it is still there.
     async fn settle(
         &self,
-        admitted: Result<Candidate<N::Stream>, Failure>,
-    ) -> Result<(Halves<N::Stream>, SocketAddr), Failure> {
-        let candidate = admitted?;
-        let address = candidate.address;
-        let halves = timeout(self.config.heartbeat, candidate.accept())
+        ended: Result<Result<Candidate<N::Stream>, Failure>, JoinError>,
+    ) -> Result<Agreed<N::Stream>, Failure> {
+        let candidate = ended.map_err(|error| match error.is_cancelled() {
+            true => Failure::Stranger("a stranger was displaced by newer ones".into()),
+            false => Failure::Fatal(Error::Bug(format!("a handshake ended by {error}"))),
+        })??;
+        timeout(self.config.heartbeat, candidate.accept())
             .await
-            .map_err(|_| Failure::Stranger(format!("{address}: left before it was accepted")))??;
-        Ok((halves, address))
+            .map_err(|_| Failure::Stranger("a peer left before it was accepted".into()))?
     }
 }
 
@@ -181,9 +189,10 @@ struct Edge<'a, R, W> {
     reader: FrameReader<R>,
     writer: FrameWriter<W>,
     session: ReceiveSession,
-    ticker: Interval,
+    listening: Interval,
     silence: Silence,
-    /// Whether something was written since the last tick.
+    speaking: Interval,
+    /// Whether something was written since we last looked whether to speak.
     spoken: bool,
 }
 
@@ -213,6 +222,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
     /// leaves first.
     async fn receive(&mut self) -> Result<()> {
         loop {
+            // A flood of tiny items must leave the thread to others now and then.
+            tokio::task::consume_budget().await;
             let frame = self.next_frame().await?;
             match self.session.receive(frame).map_err(|broken| self.misbehaved(broken))? {
                 Arrival::Alive => {}
@@ -248,6 +259,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
 
     async fn receive_tensor(&mut self, metadata: &TensorMetadata) -> Result<Tensor> {
         let bytes = metadata.payload_bytes();
+        if !self.reader.holds(bytes) {
+            // It may be long in coming.
+            self.acknowledge().await?;
+        }
         let mut buffer = self.pool.take(bytes)?;
         let mut received = 0;
         while received < bytes {
@@ -291,12 +306,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
                         error => error,
                     });
                 }
-                written = async {
-                    // The peer may wait for it before it can go on.
-                    self.acknowledge().await?;
-                    self.ticker.tick().await;
-                    self.stay_alive().await
-                } => written?,
+                spoken = self.stay_alive() => spoken?,
             }
         }
     }
@@ -310,11 +320,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
             tokio::select! {
                 biased;
                 drained = &mut draining => return if drained { Ok(()) } else { Err(Error::Closed) },
-                written = async {
-                    self.acknowledge().await?;
-                    self.ticker.tick().await;
-                    self.stay_alive().await
-                } => if written.is_err() {
+                spoken = self.stay_alive() => if spoken.is_err() {
                     return if draining.await { Ok(()) } else { Err(Error::Closed) };
                 },
             }
@@ -327,12 +333,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
         loop {
             tokio::select! {
                 biased;
-                // First, or a sender that always has more for us would not hear from us.
-                _ = self.ticker.tick() => {}
+                // The ticks first, or a sender that always has more for us would not hear from us.
+                _ = self.speaking.tick() => {}
+                _ = self.listening.tick() => {
+                    self.listen()?;
+                    continue;
+                }
                 read = self.reader.fill() => return self.heard(read).map(drop),
                 () = self.items.closed() => return Err(Error::Closed),
             }
-            self.listen().await?;
+            self.speak().await?;
         }
     }
 
@@ -341,11 +351,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
         loop {
             tokio::select! {
                 biased;
-                _ = self.ticker.tick() => {}
+                // The ticks first, or a sender that always has more for us would not hear from us.
+                _ = self.speaking.tick() => {}
+                _ = self.listening.tick() => {
+                    self.listen()?;
+                    continue;
+                }
                 read = self.reader.payload(target) => return self.heard(read),
                 () = self.items.closed() => return Err(Error::Closed),
             }
-            self.listen().await?;
+            self.speak().await?;
         }
     }
 
@@ -361,20 +376,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
     }
 
     /// A tick while reading.
-    async fn listen(&mut self) -> Result<()> {
-        if self.silence.tick() {
-            return Err(self.gone(&silent_for(self.heartbeat)));
+    fn listen(&mut self) -> Result<()> {
+        match self.silence.tick() {
+            true => Err(self.gone(&silent_for(self.heartbeat))),
+            false => Ok(()),
         }
-        self.speak().await
     }
 
-    /// A tick while not reading.
+    /// Says what is to be said until the next tick, while we wait for something else than the peer:
+    /// since we don't read, its silence says nothing. Cancel safe.
     async fn stay_alive(&mut self) -> Result<()> {
         self.silence.excuse();
+        // The peer may wait for it before it can go on.
+        self.acknowledge().await?;
+        self.speaking.tick().await;
         self.speak().await
     }
 
-    /// A sign of life, if there was no other since the last tick.
+    /// A sign of life, if there was no other since the last time.
     async fn speak(&mut self) -> Result<()> {
         match std::mem::take(&mut self.spoken) {
             true => Ok(()),
@@ -394,7 +413,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
     /// Cancel safe: what was not written is written before the next reply.
     async fn say(&mut self, reply: &Reply) -> Result<()> {
         self.spoken = true;
-        self.writer.write(reply, &[]).await.map_err(|error| self.gone(&error.to_string()))?;
+        self.writer.write_bare(reply).await.map_err(|error| self.gone(&error.to_string()))?;
         self.flush().await
     }
 

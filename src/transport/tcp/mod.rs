@@ -21,9 +21,9 @@
 //!
 //! # Staying alive
 //!
-//! Each end sends a sign of life when it has sent nothing for an eighth of the heartbeat limit. Any
-//! byte counts as one. An end that hears nothing for the limit gives the peer up; a receiver counts
-//! only while it reads, since a sender that is kept waiting in the middle of a payload can't speak.
+//! Each end tells the other its heartbeat limit, and sends a sign of life when it has sent nothing
+//! for an eighth of the other's. Any byte counts as one. An end that hears nothing for its own limit
+//! gives the peer up; a receiver counts only while it reads, since a sender that is kept waiting in the middle of a payload can't speak.
 //! A slow consumer is therefore not a dead one: while its inbox is full, its transport still says
 //! that it is alive.
 
@@ -55,7 +55,7 @@ pub struct TcpConfig {
     pub group: GroupName,
     /// How long the two ranks of an edge wait for each other at the beginning.
     pub connect_timeout: Duration,
-    /// The silence after which a peer counts as dead.
+    /// The silence after which a peer counts as dead. The two ends of an edge may differ in it.
     pub heartbeat: Duration,
     /// Whether every frame carries a CRC32C of itself and its payload.
     pub checksum: bool,
@@ -139,10 +139,21 @@ impl<N: Net, S: Store + Clone> Transport for TcpTransport<N, S> {
 /// How long an end that gave up waits for the other to notice.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Ticks of the heartbeat, none of them at once.
-fn ticker(heartbeat: Duration) -> Interval {
+/// Ticks at which we listen for a peer whose silence we bear for `limit`.
+fn listening(limit: Duration) -> Interval {
+    ticker(limit / session::TICKS)
+}
+
+/// Ticks at which we speak to a peer that bears our silence for `limit`, which it chose: not more
+/// often than a hundred times a second.
+fn speaking(limit: Duration) -> Interval {
+    ticker((limit / session::TICKS).max(Duration::from_millis(10)))
+}
+
+/// The first tick comes after a period, and after a delay the next one does, too.
+fn ticker(period: Duration) -> Interval {
     // An interval of zero would panic.
-    let period = (heartbeat / session::TICKS).max(Duration::from_millis(1));
+    let period = period.max(Duration::from_millis(1));
     let mut ticker = interval_at(after(period), period);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, timeout, timeout_at};
 
 use super::connection::{FrameReader, FrameWriter};
-use super::handshake::{Failure, Halves, Party};
-use super::{GOODBYE, TcpConfig, address_key, after, silent_for, ticker};
+use super::handshake::{Agreed, Failure, Party};
+use super::{GOODBYE, TcpConfig, address_key, after, listening, silent_for, speaking, ticker};
 use crate::error::{Error, Link, Result};
 use crate::net::Net;
 use crate::store::Store;
@@ -46,23 +46,61 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
 
     async fn run(self, items: &Outbox) -> Result<()> {
         self.config.check()?;
-        // Also for a pipe that was dropped meanwhile: the peer waits for us, and is to learn of it. The
-        // driver sees to it that this takes no longer than `close_timeout`.
-        let ((reader, writer), address) = self.connect(items).await?;
+        let agreed = self.meet(items).await?;
         let edge = Edge {
-            link: self.link().at(address),
+            link: self.link().at(agreed.address),
             items,
             session: Mutex::new(SendSession::default()),
             heartbeat: self.config.heartbeat,
+            peer_heartbeat: agreed.peer_heartbeat,
         };
         let checksum = self.config.checksum;
-        edge.run(FrameReader::new(reader, checksum), FrameWriter::new(writer, checksum)).await
+        let reader = FrameReader::new(agreed.reader, checksum);
+        let writer = FrameWriter::new(agreed.writer, checksum);
+        let mut forgetting = pin!(self.forget_address());
+        let mut forgotten = false;
+        let mut running = pin!(edge.run(reader, writer));
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = &mut running => break ended,
+                () = &mut forgetting, if !forgotten => forgotten = true,
+            }
+        };
+        if !forgotten {
+            let _ = timeout(GOODBYE, forgetting).await;
+        }
+        ended
     }
 }
 
 impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
+    /// Connects, also for a pipe that was closed or dropped meanwhile: the peer waits for us, and is
+    /// to learn of it. A dropped pipe's driver sees to it that this takes no longer than
+    /// `close_timeout`; a close waits as long as we do.
+    async fn meet(&self, items: &Outbox) -> Result<Agreed<N::Stream>> {
+        let mut ticker = ticker(PROGRESS_PERIOD);
+        let mut connecting = pin!(self.connect(items));
+        loop {
+            tokio::select! {
+                biased;
+                connected = &mut connecting => return connected,
+                _ = ticker.tick() => items.progress(),
+            }
+        }
+    }
+
+    /// Deletes the peer's address from the store: it is taken. That it stays behind in a store that
+    /// is gone, or busy, harms nobody.
+    async fn forget_address(&self) {
+        let key = address_key(&self.config.group, self.ring.next());
+        if let Err(error) = self.store.delete(&key, self.config.connect_timeout).await {
+            tracing::debug!(%error, key, "the peer's address stays in the store");
+        }
+    }
+
     /// Tries until the peer has accepted us, has refused us, or the time is up.
-    async fn connect(&self, items: &Outbox) -> Result<(Halves<N::Stream>, SocketAddr)> {
+    async fn connect(&self, items: &Outbox) -> Result<Agreed<N::Stream>> {
         let limit = self.config.connect_timeout;
         let deadline = after(limit);
         let key = address_key(&self.config.group, self.ring.next());
@@ -72,14 +110,7 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
             // Looked up again each time: what was found may be left over from an earlier run.
             let address = self.look_up(&key, deadline).await?;
             let failure = match timeout_at(deadline, self.attempt(address, &party)).await {
-                Ok(Ok(halves)) => {
-                    // The address is ours now. That it stays behind in a store that is gone, or
-                    // busy, harms nobody.
-                    if let Err(error) = self.store.delete(&key, self.config.heartbeat).await {
-                        tracing::debug!(%error, key, "the peer's address stays in the store");
-                    }
-                    return Ok((halves, address));
-                }
+                Ok(Ok(agreed)) => return Ok(agreed),
                 Ok(Err(Failure::Fatal(error))) => return Err(error),
                 Ok(Err(Failure::Stranger(reason))) => reason,
                 Err(_) => "no answer".into(),
@@ -108,7 +139,7 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
         })
     }
 
-    async fn attempt(&self, address: SocketAddr, party: &Party) -> Result<Halves<N::Stream>, Failure> {
+    async fn attempt(&self, address: SocketAddr, party: &Party) -> Result<Agreed<N::Stream>, Failure> {
         let connecting = self.net.connect(address, &self.config.socket);
         let stream = timeout(ATTEMPT_TIMEOUT, connecting)
             .await
@@ -119,6 +150,9 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
             .map_err(|_| Failure::Stranger("no answer to the handshake".into()))?
     }
 }
+
+/// How often a close is told that we are still connecting.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// A host that drops packets must not use up all the time there is for retries.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -150,6 +184,7 @@ struct Edge<'a> {
     items: &'a Outbox,
     session: Mutex<SendSession>,
     heartbeat: Duration,
+    peer_heartbeat: Duration,
 }
 
 /// Why writing ended, short of the peer's last word.
@@ -194,7 +229,7 @@ impl Edge<'_> {
         &self,
         writer: &mut FrameWriter<W>,
     ) -> Result<Infallible, Stopped> {
-        let mut ticker = ticker(self.heartbeat);
+        let mut ticker = speaking(self.peer_heartbeat);
         let mut spoken = false;
         let failure = loop {
             let next = match self.items.try_next() {
@@ -209,7 +244,7 @@ impl Edge<'_> {
                         next = self.items.next() => next,
                         _ = ticker.tick() => {
                             if !std::mem::take(&mut spoken) {
-                                writer.write(&Frame::Alive, &[]).await?;
+                                writer.write_bare(&Frame::Alive).await?;
                             }
                             continue;
                         }
@@ -223,17 +258,18 @@ impl Edge<'_> {
                         Err(error) => break error,
                     };
                     let frame = self.session.lock().send(sequence, Metadata::of(&item));
-                    writer.write(&frame, payload.map_or(&[], |bytes| bytes)).await?;
+                    let payload = payload.map_or(&[][..], |bytes| bytes);
+                    writer.write(&frame, payload, || self.items.progress()).await?;
                 }
                 Ok(None) => {
                     let close = self.session.lock().close();
-                    writer.write(&close, &[]).await?;
+                    writer.write_bare(&close).await?;
                     break self.stay_alive(writer, &mut ticker).await?;
                 }
                 Err(failure) => break failure,
             }
         };
-        writer.write(&Frame::Abort { reason: failure.to_string().into() }, &[]).await?;
+        writer.write_bare(&Frame::Abort { reason: failure.to_string().into() }).await?;
         writer.flush().await?;
         writer.shutdown().await?;
         Err(Stopped::Aborted(failure))
@@ -250,21 +286,22 @@ impl Edge<'_> {
             tokio::select! {
                 biased;
                 failure = self.items.failed() => return Ok(failure),
-                _ = ticker.tick() => writer.write(&Frame::Alive, &[]).await?,
+                _ = ticker.tick() => writer.write_bare(&Frame::Alive).await?,
             }
         }
     }
 
     /// Reads replies until the last one, the end of the connection, or too long a silence.
     async fn read_replies<R: AsyncRead + Unpin>(&self, reader: &mut FrameReader<R>) -> Result<()> {
-        let mut ticker = ticker(self.heartbeat);
+        let mut ticker = listening(self.heartbeat);
         let mut silence = Silence::default();
         loop {
             while let Some(reply) = reader.take::<Reply>().map_err(|broken| self.misbehaved(broken))? {
                 let heard = self.session.lock().receive(reply).map_err(|broken| self.misbehaved(broken))?;
                 let link = self.link.clone();
                 match heard {
-                    Heard::Alive => {}
+                    // A flood of them must leave the thread to others now and then.
+                    Heard::Alive => tokio::task::consume_budget().await,
                     Heard::Acknowledged(upto) => self.items.settle(upto),
                     Heard::Finished(upto) => {
                         self.items.settle(upto);

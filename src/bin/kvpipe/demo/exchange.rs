@@ -130,8 +130,9 @@ async fn move_request(
         sending = &mut sending => match sending {
             Ok(()) => Ok((receiving.await?, Ok(()))),
             Err(error) => match timeout(GRACE, receiving).await {
-                Ok(received) => Ok((received?, Err(error))),
-                Err(_) => Err(error),
+                Ok(Ok(received)) => Ok((received, Err(error))),
+                // What failed first is the cause.
+                _ => Err(error),
             },
         },
     }

@@ -1,0 +1,31 @@
+//! What a server answers: one reply of each kind, cut at arbitrary points.
+//!
+//! The first byte says which reply is expected, the second how many bytes come at a time.
+
+#![no_main]
+
+use bytes::{BufMut, BytesMut};
+use kvpipe::store::Limits;
+use kvpipe::store::tcp::protocol::{Expected, ReplyParser};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let &[kind, step, ref stream @ ..] = bytes else { return };
+    let kinds = [Expected::Pong, Expected::Value, Expected::Number, Expected::Readiness, Expected::Wait];
+    let mut parser = ReplyParser::new(kinds[usize::from(kind) % kinds.len()], &Limits::default());
+    let mut read = 0;
+    for mut part in stream.chunks(usize::from(step).max(1)) {
+        let before = part.len();
+        let parsed = parser.parse(&mut part);
+        read += before - part.len();
+        let Ok(parsed) = parsed else { return };
+        if let Some(reply) = parsed {
+            let mut encoded = BytesMut::new();
+            let value = reply.encode_up_to_value(&mut encoded).to_vec();
+            encoded.put_slice(&value);
+            assert_eq!(&encoded, &stream[..read], "accepted bytes that are not the encoding");
+            return;
+        }
+        assert!(part.is_empty(), "bytes left behind");
+    }
+});
