@@ -161,10 +161,11 @@ pub(crate) async fn saturate(sender: &Pipe, receiver: &Pipe, config: &PipeConfig
     fits
 }
 
-/// Polls a condition that must come true.
+/// Polls a condition that must come true. It rests in between: a task that spins would stop a virtual
+/// clock, and with it the limit of a scenario that hangs.
 pub(crate) async fn eventually(condition: impl Fn() -> bool) {
     while !condition() {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
