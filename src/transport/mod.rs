@@ -7,8 +7,8 @@
 //!
 //! | transport | acknowledged | close visible | detects death | resumes |
 //! |---|---|---|---|---|
-//! | [`memory`] | yes | yes | yes | no |
-//! | [`tcp`] | yes | yes | yes | no |
+//! | [`memory`] | yes | yes | yes, of an end that is dropped | no |
+//! | [`tcp`] | yes | yes | yes, of a silent peer too | no |
 //!
 //! # Writing one
 //!
@@ -88,7 +88,8 @@ pub struct Guarantees {
     pub acknowledged: bool,
     /// The peer can tell a graceful close from a failure.
     pub close_visible: bool,
-    /// A peer that is killed or frozen is found out in bounded time.
+    /// A peer that is gone is found out in bounded time; over a network also one that is frozen, and
+    /// says nothing any more.
     pub detects_death: bool,
     /// A broken connection is resumed without loss or duplicate.
     pub resumes: bool,

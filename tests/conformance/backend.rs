@@ -27,12 +27,6 @@ pub(crate) trait Backend {
     fn impatient(self) -> Option<Self>
     where
         Self: Sized;
-
-    /// Whether an end that is set up differently is told from a stranger. A stranger does not end the
-    /// meeting.
-    fn tells_peers_from_strangers(&self) -> bool {
-        true
-    }
 }
 
 /// The silence after which an impatient end gives its peer up.
@@ -115,10 +109,5 @@ impl Backend for Tcp {
     fn impatient(mut self) -> Option<Self> {
         self.config.heartbeat = HEARTBEAT;
         Some(self)
-    }
-
-    fn tells_peers_from_strangers(&self) -> bool {
-        // Who does not know the secret may say anything.
-        self.config.secret.is_none()
     }
 }

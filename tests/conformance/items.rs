@@ -145,10 +145,8 @@ pub(crate) async fn item_limits_that_differ_are_found_out_before_an_item_arrives
     assert!(matches!(told, Error::PeerAborted { .. } | Error::PeerIncompatible { .. }), "{told}");
     assert!(told.to_string().contains("1000"), "{told}");
     assert_eq!(sender.undelivered().len(), 1);
-    if backend.tells_peers_from_strangers() {
-        let refused = receiver.recv().await.unwrap_err();
-        let by_name = matches!(refused, Error::PeerMisbehaved { .. } | Error::PeerIncompatible { .. });
-        assert!(by_name && refused.to_string().contains("1000"), "{refused}");
-    }
+    let refused = receiver.recv().await.unwrap_err();
+    let by_name = matches!(refused, Error::PeerMisbehaved { .. } | Error::PeerIncompatible { .. });
+    assert!(by_name && refused.to_string().contains("1000"), "{refused}");
     assert_eq!(receiver.stats().receive.unwrap().held_bytes_max, 0, "refused before it is allocated");
 }

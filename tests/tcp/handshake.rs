@@ -81,6 +81,30 @@ async fn a_checksum_setting_that_differs_is_refused_by_both() {
 }
 
 #[tokio::test]
+async fn a_difference_is_refused_by_both_also_behind_a_secret() {
+    let larger = PipeConfig { max_item_bytes: 2 << 20, ..limits() };
+    both_refuse((secret("s"), limits()), (secret("s"), larger), ["1048576", "2097152"]).await;
+}
+
+#[tokio::test]
+async fn a_world_size_that_differs_is_refused_by_both() {
+    use kvpipe::Pipe;
+    use kvpipe::net::TokioNet;
+    use kvpipe::transport::Ring;
+    use kvpipe::transport::tcp::TcpOutgoing;
+
+    let store = MemoryStore::new();
+    let (receiver, _) = receiver(&store, V4, config(), limits()).await;
+    let larger = TcpOutgoing::new(TokioNet, store, Ring::new(0, 3).unwrap(), config());
+    let (larger, driver) = Pipe::send_only(larger, limits());
+    driver.spawn().unwrap();
+    for error in [larger.close().await.unwrap_err(), receiver.recv().await.unwrap_err()] {
+        assert!(matches!(error, Error::PeerIncompatible { .. }), "{error}");
+        assert!(error.to_string().contains("the connector has 3, the listener 2"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_secret_is_refused() {
     let wrong = (secret("open barley"), limits());
     only_the_connector_ends(wrong, (secret("open sesame"), limits()), "secret").await;

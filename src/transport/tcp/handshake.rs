@@ -8,10 +8,11 @@
 //!     │◀───────────────────────── Accepted ──────┤
 //! ```
 //!
-//! A listener can't choose who knocks, so only a peer of its own group and rank can end the meeting,
-//! and with a shared secret not even one that says it is; everybody else is refused and forgotten. A
-//! connector chose whom to call: a refusal ends it.
+//! A listener can't choose who knocks: a stranger (another group or rank, a wrong secret) is refused
+//! and forgotten. A peer that has proved itself, but is set up differently, ends the meeting. A
+//! connector chose whom to call: any refusal ends it.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -129,7 +130,7 @@ impl Party {
             Answer::Welcome(welcome) => welcome,
             Answer::Refusal(refusal) => return Err(incompatible(refused(&refusal))),
         };
-        if let Some((reason, text)) = mismatch(&hello.endpoint, &welcome.endpoint) {
+        if let Some((reason, text)) = strangeness(&hello.endpoint, &welcome.endpoint) {
             return Err(incompatible(format!("{reason}: {text}")));
         }
         let transcript: &[&[u8]] = &[&hello_bytes, &welcome.unproven()];
@@ -148,10 +149,13 @@ impl Party {
             .await
             .map_err(|failure| failure.or(undecodable))?;
         match Verdict::decode(&bytes[body]).map_err(undecodable)? {
-            Verdict::Accepted => {
-                let peer_heartbeat = welcome.endpoint.heartbeat();
-                Ok(Agreed { reader, writer, address, peer_heartbeat })
-            }
+            Verdict::Accepted => match difference(&hello.endpoint, &welcome.endpoint) {
+                Some((reason, text)) => Err(incompatible(format!("{reason}: {text}"))),
+                None => {
+                    let peer_heartbeat = welcome.endpoint.heartbeat();
+                    Ok(Agreed { reader, writer, address, peer_heartbeat })
+                }
+            },
             Verdict::Refusal(refusal) => Err(incompatible(refused(&refusal))),
         }
     }
@@ -179,17 +183,13 @@ impl Party {
             }
         };
         let endpoint = self.fresh_endpoint()?;
-        if let Some((reason, text)) = self.objection(&hello, &endpoint) {
+        // There was no connection before this one, so there is nothing to resume.
+        let resumed = hello.peer_session.map(|_| (RefusalReason::Session, "the session is not ours".into()));
+        if let Some((reason, text)) = strangeness(&hello.endpoint, &endpoint).or(resumed) {
             refuse_hello(&mut writer, reason, &text).await;
-            let text = format!("{reason}: {text}");
-            return Err(match self.is_our_peer(reason) {
-                true => {
-                    let link = self.link.clone().at(address);
-                    Failure::Fatal(Error::PeerIncompatible { link, mismatch: text })
-                }
-                false => stranger(text),
-            });
+            return Err(stranger(format!("{reason}: {text}")));
         }
+        let difference = difference(&hello.endpoint, &endpoint);
 
         let mut welcome = Welcome { endpoint, received: 0, proof: [0; PROOF_BYTES] };
         welcome.proof = self.proof(Role::Listener, &[&hello_bytes, &welcome.unproven()]);
@@ -206,23 +206,13 @@ impl Party {
             send_verdict(&mut writer, &refusal(RefusalReason::Secret, text, Verdict::Refusal)).await?;
             return Err(stranger(format!("secret: {text}")));
         }
+        if let Some((reason, text)) = difference {
+            send_verdict(&mut writer, &refusal(reason, &text, Verdict::Refusal)).await?;
+            let (link, mismatch) = (self.link.clone().at(address), format!("{reason}: {text}"));
+            return Err(Failure::Fatal(Error::PeerIncompatible { link, mismatch }));
+        }
         let peer_heartbeat = hello.endpoint.heartbeat();
         Ok(Candidate(Agreed { reader, writer, address, peer_heartbeat }))
-    }
-
-    /// What speaks against the connector, if anything does.
-    fn objection(&self, hello: &Hello, ours: &Endpoint) -> Option<(RefusalReason, String)> {
-        mismatch(&hello.endpoint, ours).or_else(|| {
-            // There was no connection before this one, so there is nothing to resume.
-            hello.peer_session.map(|_| (RefusalReason::Session, "the session is not the listener's".into()))
-        })
-    }
-
-    /// Whether a mismatch of this kind means that our peer is set up differently, rather than that a
-    /// stranger knocked. With a secret that can't be told before the proof.
-    fn is_our_peer(&self, reason: RefusalReason) -> bool {
-        use RefusalReason::{Checksum, ItemLimit, WorldSize};
-        self.secret.is_none() && matches!(reason, WorldSize | ItemLimit | Checksum)
     }
 
     fn fresh_endpoint(&self) -> Result<Endpoint> {
@@ -252,37 +242,48 @@ impl<S: Stream> Candidate<S> {
     }
 }
 
-/// Where the two ends differ, in the order in which it matters to a person.
-fn mismatch(connector: &Endpoint, listener: &Endpoint) -> Option<(RefusalReason, String)> {
-    let differ = |what, connector: &dyn std::fmt::Display, listener: &dyn std::fmt::Display| {
-        format!("{what}: the connector has {connector}, the listener {listener}")
-    };
+/// A reason to refuse, and both values.
+type Objection = Option<(RefusalReason, String)>;
+
+/// What shows that two ends do not belong to the same edge.
+fn strangeness(connector: &Endpoint, listener: &Endpoint) -> Objection {
     let edge = |endpoint: &Endpoint| format!("{} to {}", endpoint.from_rank, endpoint.to_rank);
+    let group = |endpoint: &Endpoint| format!("{:?}", endpoint.group.as_str());
+    let secret = |endpoint: &Endpoint| if endpoint.authenticated { "one" } else { "none" };
     let (a, b) = (connector, listener);
     if a.group != b.group {
-        let quoted = |endpoint: &Endpoint| format!("{:?}", endpoint.group.as_str());
-        return Some((RefusalReason::Group, differ("groups differ", &quoted(a), &quoted(b))));
+        return Some((RefusalReason::Group, differ("groups differ", group(a), group(b))));
     }
     if (a.from_rank, a.to_rank) != (b.from_rank, b.to_rank) {
-        return Some((RefusalReason::Rank, differ("ranks differ", &edge(a), &edge(b))));
+        return Some((RefusalReason::Rank, differ("ranks differ", edge(a), edge(b))));
     }
     if a.authenticated != b.authenticated {
-        let has = |endpoint: &Endpoint| if endpoint.authenticated { "one" } else { "none" };
-        return Some((RefusalReason::Secret, differ("only one end has a secret", &has(a), &has(b))));
+        return Some((RefusalReason::Secret, differ("only one end has a secret", secret(a), secret(b))));
     }
+    None
+}
+
+/// How the two ends of an edge are set up differently. Only judged after the proofs, so that it ends
+/// the meeting for both, and no stranger can make it do so.
+fn difference(connector: &Endpoint, listener: &Endpoint) -> Objection {
+    let (a, b) = (connector, listener);
     if a.world_size != b.world_size {
-        let text = differ("world sizes differ", &a.world_size, &b.world_size);
+        let text = differ("world sizes differ", a.world_size, b.world_size);
         return Some((RefusalReason::WorldSize, text));
     }
     if a.max_item_bytes != b.max_item_bytes {
-        let text = differ("item limits (max_item_bytes) differ", &a.max_item_bytes, &b.max_item_bytes);
+        let text = differ("item limits (max_item_bytes) differ", a.max_item_bytes, b.max_item_bytes);
         return Some((RefusalReason::ItemLimit, text));
     }
     if a.checksum != b.checksum {
-        let text = differ("checksum settings differ", &a.checksum, &b.checksum);
+        let text = differ("checksum settings differ", a.checksum, b.checksum);
         return Some((RefusalReason::Checksum, text));
     }
     None
+}
+
+fn differ(what: &str, connector: impl Display, listener: impl Display) -> String {
+    format!("{what}: the connector has {connector}, the listener {listener}")
 }
 
 /// A message that did not arrive as one.
