@@ -91,7 +91,7 @@ pub enum Error {
         after: Duration,
     },
 
-    /// `try_send` or `send_timeout`: the budget has no room now.
+    /// `try_send`: the budget has no room now, or others wait for it.
     #[error("the pipe is full")]
     Full,
 

@@ -122,7 +122,7 @@ pub(super) fn incoming(transport: impl Incoming, config: &PipeConfig) -> (Receiv
 /// without progress.
 #[cfg(not(loom))]
 async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience: Duration) -> Result<()> {
-    let link = transport.link();
+    let peer = transport.link().peer_rank;
     let mut running = std::pin::pin!(transport.run(outbox));
     tokio::select! {
         biased;
@@ -138,7 +138,7 @@ async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience:
         return Ok(());
     }
     let items = if missing == 1 { "item" } else { "items" };
-    let error = Error::timeout(format!("{link} to acknowledge the last {missing} {items}"), patience);
+    let error = Error::timeout(format!("rank {peer} to acknowledge the last {missing} {items}"), patience);
     outbox.queue.fail(error.clone());
     // The transport tells the peer, if it still can.
     let _ = tokio::time::timeout(GOODBYE, running).await;
@@ -202,7 +202,12 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        let dropped = || Err(Error::Misuse("the pipe's driver was dropped before the pipe had ended".into()));
+        let dropped = || {
+            Err(match std::thread::panicking() {
+                true => Error::Bug("the transport panicked".into()),
+                false => Error::Misuse("the pipe's driver was dropped before the pipe had ended".into()),
+            })
+        };
         self.queue.end(self.result.take().unwrap_or_else(dropped));
     }
 }

@@ -275,7 +275,7 @@ impl<T: Clone> ByteQueue<T> {
     fn update<R>(&self, change: impl FnOnce(&mut State<T>, &mut Aftermath<T>) -> R) -> R {
         let mut after = Aftermath::new();
         let result = change(&mut self.state.lock(), &mut after);
-        after.settle();
+        after.run();
         result
     }
 }

@@ -89,7 +89,7 @@ impl<T> Aftermath<T> {
         self.retired = waker;
     }
 
-    pub(super) fn settle(self) {
+    pub(super) fn run(self) {
         drop((self.released, self.retired));
         self.first.into_iter().chain(self.others).for_each(Waker::wake);
     }

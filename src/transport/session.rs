@@ -179,8 +179,8 @@ impl ReceiveSession {
 pub(crate) const TICKS: u32 = 8;
 
 /// How long the peer has been silent, in ticks of an eighth of the heartbeat limit rather than by a
-/// clock, so that a process that was itself stopped does not take its peer for dead: it reads what
-/// has come meanwhile before it counts the next tick.
+/// clock, so that a process that was itself stopped does not take its peer for dead: however long it
+/// was, that is one tick, and then it reads what has come meanwhile.
 #[derive(Debug, Default)]
 pub(crate) struct Silence {
     heard: bool,

@@ -30,7 +30,7 @@ pub(crate) trait Backend {
 }
 
 /// The silence after which an impatient end gives its peer up.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Two ends in one process.
 pub(crate) struct Memory;

@@ -168,8 +168,9 @@ async fn a_peer_that_never_comes_is_named_by_both_ends() {
     let error = sender(&MemoryStore::new(), impatient.clone(), limits()).close().await.unwrap_err();
     assert!(error.to_string().contains("0.4 s waiting for rank 1 to publish its address"), "{error}");
 
-    // An address at which nobody listens any more.
-    let error = sender(&store, impatient, limits()).close().await.unwrap_err();
+    // An address at which nobody listens any more. Time for an attempt also on a busy machine.
+    let patient = TcpConfig { connect_timeout: 5 * SHORT, ..impatient };
+    let error = sender(&store, patient, limits()).close().await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
 }

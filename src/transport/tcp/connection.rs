@@ -226,7 +226,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         }
         self.staged.clear();
         self.flushed = 0;
-        Ok(())
+        self.stream.flush().await
     }
 
     /// Ends our direction of the connection.

@@ -149,6 +149,9 @@ impl Party {
             .await
             .map_err(|failure| failure.or(undecodable))?;
         match Verdict::decode(&bytes[body]).map_err(undecodable)? {
+            Verdict::Accepted if welcome.received != 0 => {
+                Err(incompatible(format!("session: it holds {} items of another", welcome.received)))
+            }
             Verdict::Accepted => match difference(&hello.endpoint, &welcome.endpoint) {
                 Some((reason, text)) => Err(incompatible(format!("{reason}: {text}"))),
                 None => {
@@ -184,7 +187,8 @@ impl Party {
         };
         let endpoint = self.fresh_endpoint()?;
         // There was no connection before this one, so there is nothing to resume.
-        let resumed = hello.peer_session.map(|_| (RefusalReason::Session, "the session is not ours".into()));
+        let resumes = hello.peer_session.is_some() || hello.first_sequence != 0;
+        let resumed = resumes.then(|| (RefusalReason::Session, "the session is not the listener's".into()));
         if let Some((reason, text)) = strangeness(&hello.endpoint, &endpoint).or(resumed) {
             refuse_hello(&mut writer, reason, &text).await;
             return Err(stranger(format!("{reason}: {text}")));

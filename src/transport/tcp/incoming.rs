@@ -20,7 +20,7 @@ use crate::net::{Listener, Net};
 use crate::store::Store;
 use crate::tensor::{BufferPool, Tensor};
 use crate::transport::session::{Arrival, ReceiveSession, Silence, Violation};
-use crate::transport::{Inbox, Incoming, Permit, Ring};
+use crate::transport::{Inbox, Incoming, Permit, Ring, check_item_bytes};
 use crate::wire::frame::{Frame, Reply};
 use crate::wire::metadata::{Metadata, TensorMetadata};
 
@@ -273,6 +273,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Edge<'_, R, W> {
     }
 
     async fn skip(&mut self, bytes: usize) -> Result<()> {
+        check_item_bytes(bytes, self.items.max_item_bytes())
+            .map_err(|error| self.misbehaved(Violation(format!("a duplicate: {error}"))))?;
         let mut scratch = vec![0; bytes.min(SKIP_BYTES)];
         let mut left = bytes;
         while left > 0 {

@@ -55,7 +55,8 @@ pub struct TcpConfig {
     pub group: GroupName,
     /// How long the two ranks of an edge wait for each other at the beginning.
     pub connect_timeout: Duration,
-    /// The silence after which a peer counts as dead. The two ends of an edge may differ in it.
+    /// The silence after which a peer counts as dead, at least 100 ms. The two ends of an edge may
+    /// differ in it.
     pub heartbeat: Duration,
     /// Whether every frame carries a CRC32C of itself and its payload.
     pub checksum: bool,
@@ -86,12 +87,16 @@ impl Default for TcpConfig {
 
 impl TcpConfig {
     fn check(&self) -> Result<()> {
-        match self.heartbeat.is_zero() {
-            true => Err(Error::Misuse("a heartbeat limit of zero leaves no peer alive".into())),
-            false => Ok(()),
+        if self.heartbeat < HEARTBEAT_MIN {
+            let what = format!("a heartbeat limit of {:?} is below {HEARTBEAT_MIN:?}", self.heartbeat);
+            return Err(Error::Misuse(what));
         }
+        Ok(())
     }
 }
+
+/// Below it a busy scheduler looks like a dead peer.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
 /// Enough for the buffers that a consumer hands back while others are on their way.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;

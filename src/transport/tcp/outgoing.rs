@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Interval, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{FrameReader, FrameWriter};
 use super::handshake::{Agreed, Failure, Party};
@@ -57,7 +57,7 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
         let checksum = self.config.checksum;
         let reader = FrameReader::new(agreed.reader, checksum);
         let writer = FrameWriter::new(agreed.writer, checksum);
-        let mut forgetting = pin!(self.forget_address());
+        let mut forgetting = pin!(self.forget_address(agreed.address));
         let mut forgotten = false;
         let mut running = pin!(edge.run(reader, writer));
         let ended = loop {
@@ -92,9 +92,19 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
 
     /// Deletes the peer's address from the store: it is taken. That it stays behind in a store that
     /// is gone, or busy, harms nobody.
-    async fn forget_address(&self) {
+    async fn forget_address(&self, address: SocketAddr) {
         let key = address_key(&self.config.group, self.ring.next());
-        if let Err(error) = self.store.delete(&key, self.config.connect_timeout).await {
+        let limit = self.config.heartbeat;
+        let forgetting = async {
+            // Not that of another process, which came in the peer's place.
+            if self.store.check(&[&key], limit).await?
+                && self.store.get(&key, limit).await? == address.to_string()
+            {
+                self.store.delete(&key, limit).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = forgetting.await {
             tracing::debug!(%error, key, "the peer's address stays in the store");
         }
     }
@@ -117,8 +127,9 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
             };
             let pause = backoff.next(self.config.entropy.next_u64()?);
             if Instant::now() + pause >= deadline {
-                let link = self.link().at(address);
-                return Err(Error::timeout(format!("{link} to be connected ({failure})"), limit));
+                let peer = self.ring.next();
+                let awaited = format!("rank {peer} at {address} to accept a connection ({failure})");
+                return Err(Error::timeout(awaited, limit));
             }
             tokio::time::sleep(pause).await;
         }
@@ -135,7 +146,8 @@ impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
         })?;
         std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
             let found = String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned();
-            Error::Misuse(format!("the store has {found:?} under {key:?}, which is no address"))
+            let violation = format!("it published {found:?} under {key:?}, which is no address");
+            Error::PeerMisbehaved { link: self.link(), violation }
         })
     }
 
@@ -264,7 +276,9 @@ impl Edge<'_> {
                 Ok(None) => {
                     let close = self.session.lock().close();
                     writer.write_bare(&close).await?;
-                    break self.stay_alive(writer, &mut ticker).await?;
+                    writer.flush().await?;
+                    // Nothing more is said: the peer does not read on, and knows that all is here.
+                    break self.items.failed().await;
                 }
                 Err(failure) => break failure,
             }
@@ -273,22 +287,6 @@ impl Edge<'_> {
         writer.flush().await?;
         writer.shutdown().await?;
         Err(Stopped::Aborted(failure))
-    }
-
-    /// Nothing but signs of life, until our pipe fails.
-    async fn stay_alive<W: AsyncWrite + Unpin>(
-        &self,
-        writer: &mut FrameWriter<W>,
-        ticker: &mut Interval,
-    ) -> Result<Error, Stopped> {
-        loop {
-            writer.flush().await?;
-            tokio::select! {
-                biased;
-                failure = self.items.failed() => return Ok(failure),
-                _ = ticker.tick() => writer.write_bare(&Frame::Alive).await?,
-            }
-        }
     }
 
     /// Reads replies until the last one, the end of the connection, or too long a silence.
