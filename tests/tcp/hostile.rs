@@ -299,3 +299,70 @@ async fn the_limits_of_the_two_pipes_may_differ_but_for_the_item_limit() {
     let items: Vec<_> = (0..20).map(|mark| item(usize::from(mark) * 3, mark)).collect();
     transfers(&sender(&store, config(), limits()), &receiver, &items).await;
 }
+
+#[tokio::test]
+async fn what_arrived_before_a_violation_is_acknowledged_before_the_abort() {
+    let store = MemoryStore::new();
+    let (_receiver, address) = receiver(&store, V4, plain(), limits()).await;
+    let mut stream = connector(address).await;
+    let mut bytes = bytes_of(&tensor(0, 3));
+    bytes.extend(b"abc");
+    bytes.extend(bytes_of(&tensor(2, 3)));
+    stream.write_all(&bytes).await.unwrap();
+    assert_eq!(read_reply(&mut stream).await, Some(Reply::Acknowledge { upto: 1 }));
+    assert!(matches!(read_reply(&mut stream).await, Some(Reply::Abort { .. })));
+}
+
+#[tokio::test]
+async fn a_peer_that_acknowledges_nothing_is_told_why_the_close_gave_up() {
+    let store = MemoryStore::new();
+    let hasty = PipeConfig { close_timeout: std::time::Duration::from_millis(300), ..limits() };
+    let (mut stream, pipe) = listener(&store, || sender(&store, plain(), hasty)).await;
+    pipe.try_send(None).unwrap();
+    let alive = bytes_of_reply(&Reply::Alive);
+    let told = async {
+        loop {
+            match Frame::decode(&read_frame(&mut stream).await.expect("a last word")).unwrap() {
+                Frame::Abort { reason } => return reason.as_str().to_owned(),
+                _ => stream.write_all(&alive).await.unwrap(),
+            }
+        }
+    };
+    let (closed, told) = tokio::join!(pipe.close(), told);
+    let error = closed.unwrap_err().to_string();
+    assert!(error.contains("acknowledge the last 1 items"), "{error}");
+    assert_eq!(told, error);
+}
+
+#[tokio::test]
+async fn a_user_who_leaves_items_untaken_after_the_peers_close_is_told_as_one() {
+    let store = MemoryStore::new();
+    let (receiver, _) = receiver(&store, V4, config(), limits()).await;
+    let sender = sender(&store, config(), limits());
+    for mark in 0..3 {
+        sender.send(item(5, mark)).await.unwrap();
+    }
+    sender.sender().unwrap().finish();
+    sender.flush().await.unwrap();
+    // The close itself has arrived, too.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    receiver.recv().await.unwrap();
+    drop(receiver);
+    let closed = sender.close().await;
+    assert!(matches!(closed, Err(Error::ReceiverClosed { taken: 1, .. })), "{closed:?}");
+}
+
+#[tokio::test]
+async fn a_receiver_whose_peer_never_comes_closes_within_the_close_timeout() {
+    let store = MemoryStore::new();
+    let hasty = PipeConfig { close_timeout: std::time::Duration::from_millis(300), ..limits() };
+    let (receiver, _) = receiver(&store, V4, config(), hasty).await;
+    let closing = tokio::time::timeout(std::time::Duration::from_secs(5), receiver.close());
+    closing.await.expect("the close returns").unwrap();
+}
+
+fn bytes_of_reply(reply: &Reply) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reply.encode_into(&mut bytes);
+    bytes
+}

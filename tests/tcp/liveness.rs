@@ -280,3 +280,12 @@ async fn a_close_does_not_give_up_while_a_large_payload_is_moving() {
     closed.unwrap();
     received.unwrap();
 }
+
+#[tokio::test]
+async fn a_heartbeat_limit_that_no_scheduler_keeps_is_refused() {
+    let hasty = heartbeat(Duration::from_millis(99));
+    let (receiver, _) = receiver(&MemoryStore::new(), V4, hasty, limits()).await;
+    let error = receiver.recv().await.unwrap_err();
+    assert!(matches!(error, Error::Misuse(_)), "{error}");
+    assert!(error.to_string().contains("99ms is below 100ms"), "{error}");
+}
