@@ -330,7 +330,7 @@ async fn a_peer_that_acknowledges_nothing_is_told_why_the_close_gave_up() {
     };
     let (closed, told) = tokio::join!(pipe.close(), told);
     let error = closed.unwrap_err().to_string();
-    assert!(error.contains("acknowledge the last 1 items"), "{error}");
+    assert!(error.contains("acknowledge the last 1 item"), "{error}");
     assert_eq!(told, error);
 }
 
