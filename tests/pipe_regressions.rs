@@ -147,3 +147,23 @@ async fn a_busy_direction_leaves_the_other_its_share_of_the_runtime() {
     driver.abort();
     assert_eq!(received.unwrap(), None);
 }
+
+struct Panics;
+
+impl Outgoing for Panics {
+    fn link(&self) -> Link {
+        Link::new(0, 1)
+    }
+
+    async fn run(self, _: &Outbox) -> Result<()> {
+        panic!("as a broken transport does")
+    }
+}
+
+#[tokio::test]
+async fn a_transport_that_panics_is_told_from_a_driver_that_was_dropped() {
+    let (pipe, driver) = Pipe::send_only(Panics, PipeConfig::default());
+    let _panicked = tokio::spawn(driver).await.unwrap_err();
+    let closed = pipe.close().await;
+    assert!(matches!(closed, Err(Error::Bug(_))), "{closed:?}");
+}

@@ -161,14 +161,9 @@ impl ReceiveSession {
         self.received
     }
 
-    /// How many items wait for their acknowledgement.
-    pub(crate) fn unacknowledged(&self) -> u64 {
-        self.received - self.acknowledged
-    }
-
     /// The acknowledgement that is due, if one is.
     pub(crate) fn acknowledge(&mut self) -> Option<Reply> {
-        (self.unacknowledged() > 0).then(|| {
+        (self.received > self.acknowledged).then(|| {
             self.acknowledged = self.received;
             Reply::Acknowledge { upto: self.received }
         })

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use kvpipe::store::{MemoryStore, Store};
 use kvpipe::transport::tcp::TcpConfig;
 use kvpipe::wire::frame::{Frame, Reply, frame_in};
-use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, Verdict, Welcome};
+use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, RefusalReason, Verdict, Welcome};
 use kvpipe::wire::metadata::{Metadata, TensorMetadata};
 use kvpipe::{DType, Error, Pipe, PipeConfig, Shape};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -144,6 +144,38 @@ async fn a_gap_in_the_sequence_is_refused() {
 #[tokio::test]
 async fn an_item_over_the_limit_is_refused_before_a_byte_of_it_is_awaited() {
     is_refused(&bytes_of(&tensor(0, limits().max_item_bytes + 1)), "max_item_bytes").await;
+}
+
+#[tokio::test]
+async fn a_duplicate_over_the_limit_is_refused_before_a_byte_of_it_is_awaited() {
+    let mut bytes = bytes_of(&tensor(0, 3));
+    bytes.extend(b"abc");
+    bytes.extend(bytes_of(&tensor(0, limits().max_item_bytes + 1)));
+    let store = MemoryStore::new();
+    let (receiver, address) = receiver(&store, V4, plain(), limits()).await;
+    let mut stream = connector(address).await;
+    stream.write_all(&bytes).await.unwrap();
+    assert!(receiver.recv().await.unwrap().is_some());
+    let error = receiver.recv_timeout(PATIENCE).await.unwrap_err();
+    assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");
+    assert!(error.to_string().contains("a duplicate"), "{error}");
+}
+
+#[tokio::test]
+async fn a_first_connection_that_claims_an_earlier_one_is_refused() {
+    for (first_sequence, peer_session) in [(3, None), (0, Some([1; 16]))] {
+        let store = MemoryStore::new();
+        let (_receiver, address) = receiver(&store, V4, plain(), limits()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut bytes = Vec::new();
+        Hello { endpoint: endpoint(), first_sequence, peer_session }.encode_into(&mut bytes);
+        stream.write_all(&bytes).await.unwrap();
+        let mut magic = [0; 8];
+        stream.read_exact(&mut magic).await.unwrap();
+        let answer = Answer::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
+        let Answer::Refusal(refusal) = answer else { panic!("{answer:?}") };
+        assert_eq!(refusal.reason, RefusalReason::Session);
+    }
 }
 
 #[tokio::test]

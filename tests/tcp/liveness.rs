@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -58,6 +58,48 @@ async fn an_edge_outlives_a_store_that_stops_answering_once_the_ranks_have_met()
     let (sender, driver) = Pipe::send_only(outgoing, limits());
     driver.spawn().unwrap();
     transfers(&sender, &receiver, &[item(5, 1), None]).await;
+}
+
+/// A store in which, once the ranks have met, another process has published its address.
+#[derive(Clone)]
+struct StoreWithSuccessor(MemoryStore, Arc<AtomicUsize>);
+
+const SUCCESSOR: &str = "127.0.0.1:9";
+
+impl Store for StoreWithSuccessor {
+    async fn set(&self, key: &str, value: Bytes, timeout: Duration) -> Result<()> {
+        self.0.set(key, value, timeout).await
+    }
+    async fn get(&self, key: &str, timeout: Duration) -> Result<Bytes> {
+        match self.1.fetch_add(1, Ordering::Relaxed) {
+            0 => self.0.get(key, timeout).await,
+            _ => Ok(SUCCESSOR.into()),
+        }
+    }
+    async fn add(&self, key: &str, delta: i64, timeout: Duration) -> Result<i64> {
+        self.0.add(key, delta, timeout).await
+    }
+    async fn check(&self, keys: &[&str], timeout: Duration) -> Result<bool> {
+        self.0.check(keys, timeout).await
+    }
+    async fn wait(&self, keys: &[&str], timeout: Duration) -> Result<()> {
+        self.0.wait(keys, timeout).await
+    }
+    async fn delete(&self, key: &str, timeout: Duration) -> Result<bool> {
+        self.0.delete(key, timeout).await
+    }
+}
+
+#[tokio::test]
+async fn the_address_of_another_process_is_not_deleted() {
+    let store = MemoryStore::new();
+    let (receiver, _) = receiver(&store, V4, config(), limits()).await;
+    let later = StoreWithSuccessor(store.clone(), Arc::default());
+    let outgoing = TcpOutgoing::new(TokioNet, later, ring(0), config());
+    let (sender, driver) = Pipe::send_only(outgoing, limits());
+    driver.spawn().unwrap();
+    transfers(&sender, &receiver, &[item(5, 1)]).await;
+    assert!(store.check(&["kvpipe//1/address"], PATIENCE).await.unwrap());
 }
 
 #[tokio::test]
