@@ -58,6 +58,9 @@ pub struct TcpConfig {
     /// The silence after which a peer counts as dead, at least 100 ms. The two ends of an edge may
     /// differ in it.
     pub heartbeat: Duration,
+    /// How long a broken connection is tried to be resumed; zero means not at all. The peer's host
+    /// may end it sooner, by refusing.
+    pub reconnect_timeout: Duration,
     /// Whether every frame carries a CRC32C of itself and its payload.
     pub checksum: bool,
     /// What both ends must know, if anything.
@@ -76,6 +79,7 @@ impl Default for TcpConfig {
             group: GroupName::default(),
             connect_timeout: Duration::from_secs(300),
             heartbeat: Duration::from_secs(5),
+            reconnect_timeout: Duration::from_secs(3),
             checksum: true,
             secret: None,
             socket: SocketOptions::default(),
