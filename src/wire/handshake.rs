@@ -8,6 +8,9 @@
 //!                    ◀───────────────  Verdict          Accepted, or Refusal and the end
 //! ```
 //!
+//! What the listener holds comes with its last word and not sooner: until then another connection of
+//! the same session may still bring it items.
+//!
 //! Each message is framed as in [`frame`](super::frame). The first of each direction stands behind
 //! an eight-byte [`MAGIC`], so that a stranger is recognised before any length is trusted; its line
 //! end shows a link that translates text.
@@ -89,14 +92,12 @@ impl Endpoint {
     }
 }
 
-/// Connector to listener: who I am, and what I hold.
+/// Connector to listener: who I am, and whom I know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The connector's side.
     pub endpoint: Endpoint,
-    /// The sequence number of the first item that the sender can still send.
-    pub first_sequence: u64,
-    /// The listener's session to be resumed. None in the first connection of a session.
+    /// The listener's session to be resumed. None as long as no listener has accepted this session.
     pub peer_session: Option<SessionId>,
 }
 
@@ -117,7 +118,7 @@ impl Hello {
     }
 }
 
-/// Listener to connector: who I am and what I have, or why not.
+/// Listener to connector: who I am, or why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The ends fit together. Whether the connector knows the secret is still open.
@@ -148,8 +149,6 @@ impl Answer {
 pub struct Welcome {
     /// The listener's side.
     pub endpoint: Endpoint,
-    /// Every item below this sequence is in the inbox; the sender goes on from here.
-    pub received: u64,
     /// That the listener knows the secret, see [`proof`](super::auth::proof). All zero without one.
     pub proof: [u8; PROOF_BYTES],
 }
@@ -192,7 +191,11 @@ impl Proof {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Frames may follow.
-    Accepted,
+    Accepted {
+        /// Every item below this sequence is in the listener's inbox, and no other: no connection
+        /// before this one brings any more. The sender goes on from here.
+        received: u64,
+    },
     /// The connection ends here.
     Refusal(Refusal),
 }
@@ -239,9 +242,10 @@ pub enum RefusalReason {
     Checksum = 6,
     /// Only one end has a secret, or the two differ.
     Secret = 7,
-    /// The edge has a connection already.
+    /// The listener has a connection of another session, which is alive.
     Busy = 8,
-    /// The session to be resumed is not the listener's.
+    /// The listener has another session than the one to be resumed, or serves another than the
+    /// connector's.
     Session = 9,
     /// Something else; the text tells.
     Other = 10,
@@ -333,17 +337,12 @@ impl Message for Hello {
     fn write(&self, out: &mut Writer<'_>) {
         out.put(&VERSION);
         self.endpoint.write(out);
-        out.put(&self.first_sequence);
         out.put(&self.peer_session);
     }
 
     fn read(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         read_version(input)?;
-        Ok(Self {
-            endpoint: Endpoint::read(input)?,
-            first_sequence: input.take()?,
-            peer_session: input.take()?,
-        })
+        Ok(Self { endpoint: Endpoint::read(input)?, peer_session: input.take()? })
     }
 }
 
@@ -374,13 +373,12 @@ impl Message for Welcome {
     fn write(&self, out: &mut Writer<'_>) {
         out.put(&VERSION);
         self.endpoint.write(out);
-        out.put(&self.received);
         out.put(&self.proof);
     }
 
     fn read(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         read_version(input)?;
-        Ok(Self { endpoint: Endpoint::read(input)?, received: input.take()?, proof: input.take()? })
+        Ok(Self { endpoint: Endpoint::read(input)?, proof: input.take()? })
     }
 }
 
@@ -397,7 +395,10 @@ impl Message for Proof {
 impl Message for Verdict {
     fn write(&self, out: &mut Writer<'_>) {
         match self {
-            Self::Accepted => out.put(&tag::ACCEPTED),
+            Self::Accepted { received } => {
+                out.put(&tag::ACCEPTED);
+                out.put(received);
+            }
             Self::Refusal(refusal) => {
                 out.put(&tag::REFUSAL);
                 refusal.write(out);
@@ -407,7 +408,7 @@ impl Message for Verdict {
 
     fn read(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match input.take()? {
-            tag::ACCEPTED => Self::Accepted,
+            tag::ACCEPTED => Self::Accepted { received: input.take()? },
             tag::REFUSAL => Self::Refusal(Refusal::read(input)?),
             found => return Err(DecodeError::UnknownTag { what: "verdict tag", found: u8::into(found) }),
         })

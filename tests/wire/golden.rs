@@ -75,19 +75,19 @@ fn replies_are_frozen() {
 
 #[test]
 fn the_handshake_is_frozen() {
-    let first = Hello { endpoint: endpoint(true, false), first_sequence: 0, peer_session: None };
+    let first = Hello { endpoint: endpoint(true, false), peer_session: None };
     assert_golden("hello first", &first);
     let peer_session = Some(std::array::from_fn(|index| 0xf0 + index as u8));
-    let resume = Hello { endpoint: endpoint(false, true), first_sequence: 9, peer_session };
+    let resume = Hello { endpoint: endpoint(false, true), peer_session };
     assert_golden("hello resume", &resume);
 
-    let welcome = Welcome { endpoint: endpoint(true, true), received: 6, proof: [0xab; 32] };
+    let welcome = Welcome { endpoint: endpoint(true, true), proof: [0xab; 32] };
     assert_golden("answer welcome", &Answer::Welcome(welcome));
     let text = "this is rank 3, not rank 1".into();
     assert_golden("answer refusal", &Answer::Refusal(Refusal { reason: RefusalReason::Rank, text }));
 
     assert_golden("proof", &Proof { proof: [0xcd; 32] });
-    assert_golden("verdict accepted", &Verdict::Accepted);
+    assert_golden("verdict accepted", &Verdict::Accepted { received: 6 });
     let refusal = Refusal { reason: RefusalReason::Secret, text: "the secrets differ".into() };
     assert_golden("verdict refusal", &Verdict::Refusal(refusal));
 }

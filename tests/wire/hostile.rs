@@ -35,7 +35,7 @@ fn hello() -> Hello {
         checksum: false,
         authenticated: false,
     };
-    Hello { endpoint, first_sequence: 0, peer_session: None }
+    Hello { endpoint, peer_session: None }
 }
 
 const UINT8: u8 = DType::UInt8 as u8;
@@ -199,7 +199,7 @@ fn a_text_can_not_steer_a_terminal() {
 
 #[test]
 fn both_ends_compute_the_same_unproven_welcome() {
-    let welcome = Welcome { endpoint: hello().endpoint, received: 7, proof: [0; 32] };
+    let welcome = Welcome { endpoint: hello().endpoint, proof: [0; 32] };
     let proven = Welcome { proof: [9; 32], ..welcome.clone() };
     assert_eq!(welcome.unproven(), Answer::Welcome(welcome).sent());
     let Ok(Answer::Welcome(decoded)) = Answer::decode(&Answer::Welcome(proven.clone()).body()) else {

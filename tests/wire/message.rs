@@ -90,13 +90,13 @@ pub(crate) fn any_reply() -> impl Strategy<Value = Reply> {
 }
 
 pub(crate) fn any_hello() -> impl Strategy<Value = Hello> {
-    (any_endpoint(), any::<u64>(), any::<Option<[u8; 16]>>())
-        .prop_map(|(endpoint, first_sequence, peer_session)| Hello { endpoint, first_sequence, peer_session })
+    (any_endpoint(), any::<Option<[u8; 16]>>())
+        .prop_map(|(endpoint, peer_session)| Hello { endpoint, peer_session })
 }
 
 pub(crate) fn any_answer() -> impl Strategy<Value = Answer> {
-    let welcome = (any_endpoint(), any::<u64>(), any::<[u8; 32]>())
-        .prop_map(|(endpoint, received, proof)| Answer::Welcome(Welcome { endpoint, received, proof }));
+    let welcome = (any_endpoint(), any::<[u8; 32]>())
+        .prop_map(|(endpoint, proof)| Answer::Welcome(Welcome { endpoint, proof }));
     prop_oneof![welcome, any_refusal().prop_map(Answer::Refusal)]
 }
 
@@ -105,7 +105,10 @@ pub(crate) fn any_proof() -> impl Strategy<Value = Proof> {
 }
 
 pub(crate) fn any_verdict() -> impl Strategy<Value = Verdict> {
-    prop_oneof![Just(Verdict::Accepted), any_refusal().prop_map(Verdict::Refusal)]
+    prop_oneof![
+        any::<u64>().prop_map(|received| Verdict::Accepted { received }),
+        any_refusal().prop_map(Verdict::Refusal)
+    ]
 }
 
 fn any_text() -> impl Strategy<Value = Text> {

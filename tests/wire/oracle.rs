@@ -14,8 +14,8 @@ type TensorSchema = (u8, u8, u8, containers::Vec<u64, FixIntLen<u8>>, u64);
 
 type EndpointSchema = (String, u32, u32, u32, [u8; 16], [u8; 32], u64, u32, bool, bool);
 
-/// Version, endpoint, first sequence, session of the peer.
-type HelloSchema = (u16, EndpointSchema, u64, Option<[u8; 16]>);
+/// Version, endpoint, session of the peer.
+type HelloSchema = (u16, EndpointSchema, Option<[u8; 16]>);
 
 proptest! {
     #[test]
@@ -50,7 +50,7 @@ proptest! {
             end.checksum,
             end.authenticated,
         );
-        let fields = (1, endpoint, hello.first_sequence, hello.peer_session);
+        let fields = (1, endpoint, hello.peer_session);
         prop_assert_eq!(HelloSchema::serialize(&fields, config).unwrap(), hello.body());
         prop_assert_eq!(HelloSchema::deserialize(&hello.body(), config).unwrap(), fields);
     }
