@@ -55,7 +55,7 @@ pub(crate) fn endpoint() -> Endpoint {
 pub(crate) async fn connector(address: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut bytes = Vec::new();
-    Hello { endpoint: endpoint(), first_sequence: 0, peer_session: None }.encode_into(&mut bytes);
+    Hello { endpoint: endpoint(), peer_session: None }.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let mut magic = [0; 8];
     stream.read_exact(&mut magic).await.unwrap();
@@ -65,7 +65,7 @@ pub(crate) async fn connector(address: SocketAddr) -> TcpStream {
     Proof { proof: [0; 32] }.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let verdict = read_frame(&mut stream).await.unwrap();
-    assert_eq!(Verdict::decode(&verdict).unwrap(), Verdict::Accepted);
+    assert_eq!(Verdict::decode(&verdict).unwrap(), Verdict::Accepted { received: 0 });
     stream
 }
 
@@ -81,12 +81,12 @@ pub(crate) async fn listener(store: &MemoryStore, sender: impl FnOnce() -> Pipe)
     let hello = read_frame(&mut stream).await.unwrap();
     Hello::decode(&hello).unwrap();
     let mut bytes = Vec::new();
-    Answer::Welcome(Welcome { endpoint: endpoint(), received: 0, proof: [0; 32] }).encode_into(&mut bytes);
+    Answer::Welcome(Welcome { endpoint: endpoint(), proof: [0; 32] }).encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let proof = read_frame(&mut stream).await.unwrap();
     Proof::decode(&proof).unwrap();
     bytes.clear();
-    Verdict::Accepted.encode_into(&mut bytes);
+    Verdict::Accepted { received: 0 }.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     (stream, pipe)
 }
@@ -163,19 +163,22 @@ async fn a_duplicate_over_the_limit_is_refused_before_a_byte_of_it_is_awaited() 
 
 #[tokio::test]
 async fn a_first_connection_that_claims_an_earlier_one_is_refused() {
-    for (first_sequence, peer_session) in [(3, None), (0, Some([1; 16]))] {
-        let store = MemoryStore::new();
-        let (_receiver, address) = receiver(&store, V4, plain(), limits()).await;
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let mut bytes = Vec::new();
-        Hello { endpoint: endpoint(), first_sequence, peer_session }.encode_into(&mut bytes);
-        stream.write_all(&bytes).await.unwrap();
-        let mut magic = [0; 8];
-        stream.read_exact(&mut magic).await.unwrap();
-        let answer = Answer::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
-        let Answer::Refusal(refusal) = answer else { panic!("{answer:?}") };
-        assert_eq!(refusal.reason, RefusalReason::Session);
-    }
+    let store = MemoryStore::new();
+    let (_receiver, address) = receiver(&store, V4, plain(), limits()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut bytes = Vec::new();
+    Hello { endpoint: endpoint(), peer_session: Some([1; 16]) }.encode_into(&mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    let mut magic = [0; 8];
+    stream.read_exact(&mut magic).await.unwrap();
+    let answer = Answer::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
+    assert!(matches!(answer, Answer::Welcome(_)), "{answer:?}");
+    bytes.clear();
+    Proof { proof: [0; 32] }.encode_into(&mut bytes);
+    stream.write_all(&bytes).await.unwrap();
+    let verdict = Verdict::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
+    let Verdict::Refusal(refusal) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(refusal.reason, RefusalReason::Session);
 }
 
 #[tokio::test]

@@ -6,5 +6,6 @@
 mod handshake;
 mod hostile;
 mod liveness;
+mod resume;
 mod support;
 mod trickle;

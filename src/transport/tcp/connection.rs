@@ -149,8 +149,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
     /// last: a connection that is closed with bytes unread is reset.
-    pub(super) async fn discard(&mut self) {
-        while matches!(self.stream.read(&mut self.buffer).await, Ok(read) if read > 0) {}
+    pub(super) async fn discard(&mut self) -> io::Result<()> {
+        while self.stream.read(&mut self.buffer).await? > 0 {}
+        Ok(())
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! connector                                   listener
-//!     ├── Hello: who I am, what I hold ─────────▶│ compares
+//!     ├── Hello: who I am, whom I know ─────────▶│ compares
 //!     │◀───── Welcome: who I am, my proof ───────┤
 //!     ├── Proof ────────────────────────────────▶│ verifies
-//!     │◀───────────────────────── Accepted ──────┤
+//!     │◀────────── Accepted: what I hold ────────┤
 //! ```
 //!
 //! A listener can't choose who knocks: a stranger (another group or rank, a wrong secret) is refused
-//! and forgotten. A peer that has proved itself, but is set up differently, ends the meeting. A
-//! connector chose whom to call: any refusal ends it.
+//! and forgotten. What becomes of a connector that has proved itself, its [`Candidate`] tells to
+//! whoever knows the session. A connector chose whom to call: any refusal ends its meeting, but that
+//! of a listener which still serves another session.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::entropy::Entropy;
 use crate::error::{Error, Link, Result};
 use crate::net::Stream;
 use crate::transport::Ring;
+use crate::transport::session::Claim;
 use crate::wire::DecodeError;
 use crate::wire::auth::{PROOF_BYTES, Role, Secret, proof, verify_proof};
 use crate::wire::frame::{PREFIX_BYTES, frame_in};
@@ -36,6 +38,10 @@ use crate::wire::handshake::{
 pub(super) enum Failure {
     /// It was not our peer, or our peer did not get through: try again, or wait for the next.
     Stranger(String),
+    /// The peer's host says that nobody listens there.
+    NobodyThere(String),
+    /// The listener serves another session than ours.
+    Taken(String),
     /// It was our peer, and the two don't fit together.
     Fatal(Error),
 }
@@ -53,6 +59,9 @@ pub(super) struct Agreed<S: Stream> {
     pub(super) address: SocketAddr,
     /// The silence after which the peer takes us for dead.
     pub(super) peer_heartbeat: Duration,
+    pub(super) peer_session: SessionId,
+    /// How many items the receiving end held when it accepted.
+    pub(super) received: u64,
 }
 
 /// One end of an edge, as it introduces itself.
@@ -103,11 +112,17 @@ impl Party {
         Ok(Self { link, endpoint, secret: config.secret.clone(), entropy: config.entropy.clone() })
     }
 
-    /// The connector's side.
+    /// The session of this end.
+    pub(super) fn session(&self) -> SessionId {
+        self.endpoint.session
+    }
+
+    /// The connector's side. `peer_session` is the one to be resumed, if we were accepted before.
     pub(super) async fn greet<S: Stream>(
         &self,
         stream: S,
         address: SocketAddr,
+        peer_session: Option<SessionId>,
     ) -> Result<Agreed<S>, Failure> {
         let link = self.link.clone().at(address);
         let incompatible =
@@ -116,9 +131,16 @@ impl Party {
             DecodeError::Magic { .. } => Failure::Stranger(error.to_string()),
             error => Failure::Fatal(error.into_error(link.clone())),
         };
+        let refused = |refusal: Refusal| {
+            let text = format!("it refused us: {}: {}", refusal.reason, refusal.text);
+            match refusal.reason {
+                RefusalReason::Busy | RefusalReason::Session => Failure::Taken(text),
+                _ => incompatible(text),
+            }
+        };
         let (mut reader, mut writer) = stream.split();
 
-        let hello = Hello { endpoint: self.fresh_endpoint()?, first_sequence: 0, peer_session: None };
+        let hello = Hello { endpoint: self.fresh_endpoint()?, peer_session };
         let mut hello_bytes = Vec::new();
         hello.encode_into(&mut hello_bytes);
         writer.write_all(&hello_bytes).await.map_err(lost)?;
@@ -128,7 +150,7 @@ impl Party {
             .map_err(|failure| failure.or(undecodable))?;
         let welcome = match Answer::decode(&answer_bytes[body]).map_err(undecodable)? {
             Answer::Welcome(welcome) => welcome,
-            Answer::Refusal(refusal) => return Err(incompatible(refused(&refusal))),
+            Answer::Refusal(refusal) => return Err(refused(refusal)),
         };
         if let Some((reason, text)) = strangeness(&hello.endpoint, &welcome.endpoint) {
             return Err(incompatible(format!("{reason}: {text}")));
@@ -148,22 +170,19 @@ impl Party {
         let (bytes, body) = read_message(&mut reader, frame_in, PREFIX_BYTES)
             .await
             .map_err(|failure| failure.or(undecodable))?;
-        match Verdict::decode(&bytes[body]).map_err(undecodable)? {
-            Verdict::Accepted if welcome.received != 0 => {
-                Err(incompatible(format!("session: it holds {} items of another", welcome.received)))
-            }
-            Verdict::Accepted => match difference(&hello.endpoint, &welcome.endpoint) {
-                Some((reason, text)) => Err(incompatible(format!("{reason}: {text}"))),
-                None => {
-                    let peer_heartbeat = welcome.endpoint.heartbeat();
-                    Ok(Agreed { reader, writer, address, peer_heartbeat })
-                }
-            },
-            Verdict::Refusal(refusal) => Err(incompatible(refused(&refusal))),
+        let received = match Verdict::decode(&bytes[body]).map_err(undecodable)? {
+            Verdict::Accepted { received } => received,
+            Verdict::Refusal(refusal) => return Err(refused(refusal)),
+        };
+        if let Some((reason, text)) = difference(&hello.endpoint, &welcome.endpoint) {
+            return Err(incompatible(format!("{reason}: {text}")));
         }
+        let Endpoint { session: peer_session, .. } = welcome.endpoint;
+        let peer_heartbeat = welcome.endpoint.heartbeat();
+        Ok(Agreed { reader, writer, address, peer_heartbeat, peer_session, received })
     }
 
-    /// The listener's side, up to its verdict, which [`Candidate::accept`] gives.
+    /// The listener's side, up to its verdict, which the [`Candidate`] waits for.
     pub(super) async fn admit<S: Stream>(
         &self,
         stream: S,
@@ -186,16 +205,13 @@ impl Party {
             }
         };
         let endpoint = self.fresh_endpoint()?;
-        // There was no connection before this one, so there is nothing to resume.
-        let resumes = hello.peer_session.is_some() || hello.first_sequence != 0;
-        let resumed = resumes.then(|| (RefusalReason::Session, "the session is not the listener's".into()));
-        if let Some((reason, text)) = strangeness(&hello.endpoint, &endpoint).or(resumed) {
+        if let Some((reason, text)) = strangeness(&hello.endpoint, &endpoint) {
             refuse_hello(&mut writer, reason, &text).await;
             return Err(stranger(format!("{reason}: {text}")));
         }
         let difference = difference(&hello.endpoint, &endpoint);
 
-        let mut welcome = Welcome { endpoint, received: 0, proof: [0; PROOF_BYTES] };
+        let mut welcome = Welcome { endpoint, proof: [0; PROOF_BYTES] };
         welcome.proof = self.proof(Role::Listener, &[&hello_bytes, &welcome.unproven()]);
         let mut welcome_bytes = Vec::new();
         Answer::Welcome(welcome).encode_into(&mut welcome_bytes);
@@ -210,13 +226,11 @@ impl Party {
             send_verdict(&mut writer, &refusal(RefusalReason::Secret, text, Verdict::Refusal)).await?;
             return Err(stranger(format!("secret: {text}")));
         }
-        if let Some((reason, text)) = difference {
-            send_verdict(&mut writer, &refusal(reason, &text, Verdict::Refusal)).await?;
-            let (link, mismatch) = (self.link.clone().at(address), format!("{reason}: {text}"));
-            return Err(Failure::Fatal(Error::PeerIncompatible { link, mismatch }));
-        }
+        let claim = Claim { session: hello.endpoint.session, peer_session: hello.peer_session };
         let peer_heartbeat = hello.endpoint.heartbeat();
-        Ok(Candidate(Agreed { reader, writer, address, peer_heartbeat }))
+        let peer_session = claim.session;
+        let agreed = Agreed { reader, writer, address, peer_heartbeat, peer_session, received: 0 };
+        Ok(Candidate { agreed, claim, difference })
     }
 
     fn fresh_endpoint(&self) -> Result<Endpoint> {
@@ -235,19 +249,34 @@ impl Party {
     }
 }
 
-/// A connector that may be accepted.
-pub(super) struct Candidate<S: Stream>(Agreed<S>);
+/// A connector that knows the secret, if there is one, and waits for the verdict.
+pub(super) struct Candidate<S: Stream> {
+    agreed: Agreed<S>,
+    pub(super) claim: Claim,
+    /// In what it is set up differently.
+    pub(super) difference: Objection,
+}
 
 impl<S: Stream> Candidate<S> {
-    /// Tells it. From then on frames may come.
-    pub(super) async fn accept(mut self) -> Result<Agreed<S>, Failure> {
-        send_verdict(&mut self.0.writer, &Verdict::Accepted).await?;
-        Ok(self.0)
+    /// Where it comes from.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.agreed.address
+    }
+
+    /// Tells it how many items we hold. From then on frames may come.
+    pub(super) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
+        send_verdict(&mut self.agreed.writer, &Verdict::Accepted { received }).await?;
+        Ok(Agreed { received, ..self.agreed })
+    }
+
+    /// Tells it why not.
+    pub(super) async fn refuse(mut self, reason: RefusalReason, text: &str) -> Result<(), Failure> {
+        send_verdict(&mut self.agreed.writer, &refusal(reason, text, Verdict::Refusal)).await
     }
 }
 
 /// A reason to refuse, and both values.
-type Objection = Option<(RefusalReason, String)>;
+pub(super) type Objection = Option<(RefusalReason, String)>;
 
 /// What shows that two ends do not belong to the same edge.
 fn strangeness(connector: &Endpoint, listener: &Endpoint) -> Objection {
@@ -356,10 +385,6 @@ async fn send_verdict(
     let mut bytes = Vec::new();
     verdict.encode_into(&mut bytes);
     writer.write_all(&bytes).await.map_err(lost)
-}
-
-fn refused(refusal: &Refusal) -> String {
-    format!("it refused us: {}: {}", refusal.reason, refusal.text)
 }
 
 fn lost(error: std::io::Error) -> Failure {

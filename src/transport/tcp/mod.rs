@@ -28,8 +28,11 @@
 //! that it is alive.
 
 mod connection;
+mod dial;
+mod door;
 mod handshake;
 mod incoming;
+mod intake;
 mod outgoing;
 
 use std::net::SocketAddr;
@@ -137,11 +140,25 @@ impl<N: Net, S: Store + Clone> Transport for TcpTransport<N, S> {
     type In = TcpIncoming<N>;
 
     fn guarantees(&self) -> Guarantees {
-        Guarantees { acknowledged: true, close_visible: true, detects_death: true, resumes: false }
+        Guarantees { acknowledged: true, close_visible: true, detects_death: true, resumes: true }
     }
 
     fn split(self) -> (Self::Out, Self::In) {
         (self.outgoing, self.incoming)
+    }
+}
+
+/// Why a conversation over one connection ended.
+enum Stop {
+    /// The connection is gone, the edge may go on over another.
+    Broken(String),
+    /// The edge has ended.
+    Ended(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Ended(error)
     }
 }
 

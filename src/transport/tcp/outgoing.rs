@@ -1,23 +1,23 @@
-//! The sending end of an edge: finds its peer, connects, and moves items.
+//! The sending end of an edge: moves items, over as many connections as it takes.
 
 use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::connection::{FrameReader, FrameWriter};
-use super::handshake::{Agreed, Failure, Party};
-use super::{GOODBYE, TcpConfig, address_key, after, listening, silent_for, speaking, ticker};
+use super::dial::{Backoff, Dialer, NotResumed};
+use super::handshake::Agreed;
+use super::{GOODBYE, Stop, TcpConfig, listening, silent_for, speaking, ticker};
 use crate::error::{Error, Link, Result};
-use crate::net::Net;
+use crate::net::{Net, Stream};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tensor::Tensor;
-use crate::transport::session::{Heard, SendSession, Silence, Violation};
+use crate::transport::session::{Heard, Reunion, SendSession, Silence, Violation};
 use crate::transport::{Outbox, Outgoing, Ring};
 use crate::wire::frame::{Frame, Reply};
 use crate::wire::metadata::Metadata;
@@ -46,20 +46,20 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
 
     async fn run(self, items: &Outbox) -> Result<()> {
         self.config.check()?;
-        let agreed = self.meet(items).await?;
-        let edge = Edge {
-            link: self.link().at(agreed.address),
-            items,
-            session: Mutex::new(SendSession::default()),
-            heartbeat: self.config.heartbeat,
-            peer_heartbeat: agreed.peer_heartbeat,
-        };
+        let link = self.link();
+        let (heartbeat, reconnect) = (self.config.heartbeat, self.config.reconnect_timeout);
         let checksum = self.config.checksum;
-        let reader = FrameReader::new(agreed.reader, checksum);
-        let writer = FrameWriter::new(agreed.writer, checksum);
-        let mut forgetting = pin!(self.forget_address(agreed.address));
+        let dialer = Dialer::new(self.net, self.store, self.ring, self.config, items.max_item_bytes())?;
+        // Also for a pipe that was closed or dropped meanwhile: the peer waits for us, and is to
+        // learn of it. A dropped pipe's driver sees to it that this takes no longer than
+        // `close_timeout`; a close waits as long as we do.
+        let agreed = showing_progress(items, dialer.meet()).await?;
+        let address = agreed.address;
+        let session = Mutex::new(SendSession::default());
+        let edge = Edge { link: link.at(address), items, session, heartbeat, reconnect, checksum };
+        let mut forgetting = pin!(dialer.forget_address(address));
         let mut forgotten = false;
-        let mut running = pin!(edge.run(reader, writer));
+        let mut running = pin!(edge.run(agreed, &dialer));
         let ended = loop {
             tokio::select! {
                 biased;
@@ -74,165 +74,144 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
     }
 }
 
-impl<N: Net, S: Store + Clone> TcpOutgoing<N, S> {
-    /// Connects, also for a pipe that was closed or dropped meanwhile: the peer waits for us, and is
-    /// to learn of it. A dropped pipe's driver sees to it that this takes no longer than
-    /// `close_timeout`; a close waits as long as we do.
-    async fn meet(&self, items: &Outbox) -> Result<Agreed<N::Stream>> {
-        let mut ticker = ticker(PROGRESS_PERIOD);
-        let mut connecting = pin!(self.connect(items));
-        loop {
-            tokio::select! {
-                biased;
-                connected = &mut connecting => return connected,
-                _ = ticker.tick() => items.progress(),
-            }
+/// Lets a close wait for as long as we are connecting.
+async fn showing_progress<T>(items: &Outbox, connecting: impl Future<Output = T>) -> T {
+    let mut ticker = ticker(PROGRESS_PERIOD);
+    let mut connecting = pin!(connecting);
+    loop {
+        tokio::select! {
+            biased;
+            connected = &mut connecting => return connected,
+            _ = ticker.tick() => items.progress(),
         }
-    }
-
-    /// Deletes the peer's address from the store: it is taken. That it stays behind in a store that
-    /// is gone, or busy, harms nobody.
-    async fn forget_address(&self, address: SocketAddr) {
-        let key = address_key(&self.config.group, self.ring.next());
-        let limit = self.config.heartbeat;
-        let forgetting = async {
-            // Not that of another process, which came in the peer's place.
-            if self.store.check(&[&key], limit).await?
-                && self.store.get(&key, limit).await? == address.to_string()
-            {
-                self.store.delete(&key, limit).await?;
-            }
-            Ok::<(), Error>(())
-        };
-        if let Err(error) = forgetting.await {
-            tracing::debug!(%error, key, "the peer's address stays in the store");
-        }
-    }
-
-    /// Tries until the peer has accepted us, has refused us, or the time is up.
-    async fn connect(&self, items: &Outbox) -> Result<Agreed<N::Stream>> {
-        let limit = self.config.connect_timeout;
-        let deadline = after(limit);
-        let key = address_key(&self.config.group, self.ring.next());
-        let party = Party::sender(&self.config, self.ring, items.max_item_bytes())?;
-        let mut backoff = Backoff::default();
-        loop {
-            // Looked up again each time: what was found may be left over from an earlier run.
-            let address = self.look_up(&key, deadline).await?;
-            let failure = match timeout_at(deadline, self.attempt(address, &party)).await {
-                Ok(Ok(agreed)) => return Ok(agreed),
-                Ok(Err(Failure::Fatal(error))) => return Err(error),
-                Ok(Err(Failure::Stranger(reason))) => reason,
-                Err(_) => "no answer".into(),
-            };
-            let pause = backoff.next(self.config.entropy.next_u64()?);
-            if Instant::now() + pause >= deadline {
-                let peer = self.ring.next();
-                let awaited = format!("rank {peer} at {address} to accept a connection ({failure})");
-                return Err(Error::timeout(awaited, limit));
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn look_up(&self, key: &str, deadline: Instant) -> Result<SocketAddr> {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let value = self.store.get(key, remaining).await.map_err(|error| match error {
-            Error::Timeout { .. } => Error::timeout(
-                format!("rank {} to publish its address (store key {key:?})", self.ring.next()),
-                self.config.connect_timeout,
-            ),
-            error => error,
-        })?;
-        std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
-            let found = String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned();
-            let violation = format!("it published {found:?} under {key:?}, which is no address");
-            Error::PeerMisbehaved { link: self.link(), violation }
-        })
-    }
-
-    async fn attempt(&self, address: SocketAddr, party: &Party) -> Result<Agreed<N::Stream>, Failure> {
-        let connecting = self.net.connect(address, &self.config.socket);
-        let stream = timeout(ATTEMPT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| Failure::Stranger("no answer to the connection".into()))?
-            .map_err(|error| Failure::Stranger(error.to_string()))?;
-        timeout(self.config.heartbeat, party.greet(stream, address))
-            .await
-            .map_err(|_| Failure::Stranger("no answer to the handshake".into()))?
     }
 }
 
 /// How often a close is told that we are still connecting.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
-/// A host that drops packets must not use up all the time there is for retries.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that may break one after the other without an item getting through.
+const FUTILE_CONNECTIONS_MAX: u32 = 16;
 
-/// Pauses between attempts: doubling, with jitter, up to a second.
-#[derive(Debug)]
-struct Backoff {
-    pause: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { pause: Duration::from_millis(10) }
-    }
-}
-
-impl Backoff {
-    fn next(&mut self, random: u64) -> Duration {
-        let pause = self.pause;
-        self.pause = (pause * 2).min(Duration::from_secs(1));
-        // Half of it, and a random part of the other half.
-        pause / 2 + pause.mul_f64(random as f64 / u64::MAX as f64) / 2
-    }
-}
-
-/// An edge with a connection. Two futures share it: one writes items, one reads replies.
+/// An edge whose ends have met.
 struct Edge<'a> {
     link: Link,
     items: &'a Outbox,
     session: Mutex<SendSession>,
     heartbeat: Duration,
-    peer_heartbeat: Duration,
+    reconnect: Duration,
+    checksum: bool,
+}
+
+/// What a connection was good for.
+enum Use {
+    /// Items got through.
+    Moved,
+    /// There was nothing to do.
+    Idle,
+    /// There was, and it broke.
+    None,
 }
 
 /// Why writing ended, short of the peer's last word.
-enum Stopped {
+enum Unwritten {
     /// The connection does not take any more.
-    Broken(io::Error),
+    Broken(String),
     /// Our pipe failed, and the peer was told.
     Aborted(Error),
 }
 
-impl From<io::Error> for Stopped {
-    fn from(error: io::Error) -> Self {
-        Self::Broken(error)
+impl From<std::io::Error> for Unwritten {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error.to_string())
     }
 }
 
 impl Edge<'_> {
-    async fn run<R, W>(&self, mut reader: FrameReader<R>, mut writer: FrameWriter<W>) -> Result<()>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    /// Moves items until the edge ends, over one connection after the other.
+    async fn run<N: Net, S: Store>(
+        &self,
+        mut agreed: Agreed<N::Stream>,
+        dialer: &Dialer<N, S>,
+    ) -> Result<()> {
+        let mut backoff = Backoff::at_once(self.reconnect);
+        let mut futile_connections = 0;
+        loop {
+            let (address, acknowledged) = (agreed.address, self.session.lock().acknowledged());
+            let how = match self.converse(agreed).await {
+                Ok(()) => return Ok(()),
+                Err(Stop::Ended(error)) => return Err(error),
+                Err(Stop::Broken(how)) => how,
+            };
+            futile_connections += 1;
+            match self.use_of_a_connection(acknowledged) {
+                Use::Moved => (backoff, futile_connections) = (Backoff::at_once(self.reconnect), 1),
+                Use::Idle => futile_connections = 1,
+                Use::None => {}
+            }
+            if futile_connections > FUTILE_CONNECTIONS_MAX {
+                return self
+                    .gone(&format!("{how}, {futile_connections} times without an item getting through"));
+            }
+            agreed = match self.resume(&how, address, dialer, &mut backoff).await {
+                Ok(agreed) => agreed,
+                Err(NotResumed::Gone(why)) => return self.gone(&format!("{how}; {why}")),
+                Err(NotResumed::Restarted) => return self.restarted(),
+                Err(NotResumed::Failed(error)) => return Err(error),
+            };
+        }
+    }
+
+    /// What a connection was good for, before which so many items were acknowledged.
+    fn use_of_a_connection(&self, acknowledged: u64) -> Use {
+        let session = self.session.lock();
+        match session.acknowledged() > acknowledged {
+            true => Use::Moved,
+            false if session.is_settled() && !session.is_complete() => Use::Idle,
+            false => Use::None,
+        }
+    }
+
+    async fn resume<N: Net, S: Store>(
+        &self,
+        how: &str,
+        address: SocketAddr,
+        dialer: &Dialer<N, S>,
+        backoff: &mut Backoff,
+    ) -> Result<Agreed<N::Stream>, NotResumed> {
+        let Some(peer) = self.session.lock().peer() else { return Err(NotResumed::Restarted) };
+        tracing::info!(link = %self.link, how, "the connection broke, reconnecting");
+        let agreed = showing_progress(self.items, dialer.resume(address, peer, backoff)).await?;
+        tracing::info!(link = %self.link, received = agreed.received, "the connection is back");
+        Ok(agreed)
+    }
+
+    /// Moves items over one connection.
+    async fn converse<S: Stream>(&self, agreed: Agreed<S>) -> Result<(), Stop> {
+        let met = self.session.lock().meet(agreed.peer_session, agreed.received);
+        match met.map_err(|broken| self.misbehaved(broken))? {
+            Reunion::From(received) => {
+                self.items.settle(received);
+                self.items.rewind(received);
+            }
+            Reunion::Restarted => return self.restarted().map_err(Stop::Ended),
+        }
+        let mut reader = FrameReader::new(agreed.reader, self.checksum);
+        let mut writer = FrameWriter::new(agreed.writer, self.checksum);
         let mut reading = pin!(self.read_replies(&mut reader));
-        let stopped = tokio::select! {
+        let unwritten = tokio::select! {
             biased;
             ended = &mut reading => return ended,
-            stopped = self.write_items(&mut writer) => stopped,
+            unwritten = self.write_items(&mut writer, agreed.peer_heartbeat) => unwritten,
         };
+        let Err(unwritten) = unwritten;
         // What the peer said last may still be on its way, and says more than our write error. After
         // an abort of ours it answers by closing the connection.
         let last_word = timeout(GOODBYE, reading).await;
-        match (stopped, last_word) {
-            (Err(Stopped::Aborted(error)), _) => Err(error),
-            (_, Ok(ended)) => ended,
-            (Err(Stopped::Broken(error)), Err(_)) => self.gone(&error.to_string()),
-            (Ok(never), _) => match never {},
+        match (unwritten, last_word) {
+            (Unwritten::Aborted(error), _) => Err(Stop::Ended(error)),
+            (Unwritten::Broken(_), Ok(ended)) => ended,
+            (Unwritten::Broken(how), Err(_)) => Err(Stop::Broken(how)),
         }
     }
 
@@ -240,8 +219,9 @@ impl Edge<'_> {
     async fn write_items<W: AsyncWrite + Unpin>(
         &self,
         writer: &mut FrameWriter<W>,
-    ) -> Result<Infallible, Stopped> {
-        let mut ticker = speaking(self.peer_heartbeat);
+        peer_heartbeat: Duration,
+    ) -> Result<Infallible, Unwritten> {
+        let mut ticker = speaking(peer_heartbeat);
         let mut spoken = false;
         let failure = loop {
             let next = match self.items.try_next() {
@@ -286,11 +266,11 @@ impl Edge<'_> {
         writer.write_bare(&Frame::Abort { reason: failure.to_string().into() }).await?;
         writer.flush().await?;
         writer.shutdown().await?;
-        Err(Stopped::Aborted(failure))
+        Err(Unwritten::Aborted(failure))
     }
 
     /// Reads replies until the last one, the end of the connection, or too long a silence.
-    async fn read_replies<R: AsyncRead + Unpin>(&self, reader: &mut FrameReader<R>) -> Result<()> {
+    async fn read_replies<R: AsyncRead + Unpin>(&self, reader: &mut FrameReader<R>) -> Result<(), Stop> {
         let mut ticker = listening(self.heartbeat);
         let mut silence = Silence::default();
         loop {
@@ -305,26 +285,38 @@ impl Edge<'_> {
                         self.items.settle(upto);
                         return Ok(());
                     }
-                    Heard::Closed(taken) => return Err(Error::ReceiverClosed { link, taken }),
-                    Heard::Aborted(reason) => return Err(Error::PeerAborted { link, reason }),
+                    Heard::Closed(taken) => {
+                        self.clear_doubts();
+                        return Err(Error::ReceiverClosed { link, taken }.into());
+                    }
+                    Heard::Aborted(reason) => {
+                        self.clear_doubts();
+                        return Err(Error::PeerAborted { link, reason }.into());
+                    }
                 }
             }
             tokio::select! {
                 biased;
+                // A silent peer is dead, and not resumed.
                 _ = ticker.tick() => if silence.tick() {
-                    return self.gone(&silent_for(self.heartbeat));
+                    return Ok(self.gone(&silent_for(self.heartbeat))?);
                 },
                 read = reader.fill() => match read {
-                    Ok(0) => return self.gone("it closed the connection"),
+                    Ok(0) => return Err(Stop::Broken("it closed the connection".into())),
                     Ok(_) => silence.hear(),
-                    Err(error) => return self.gone(&error.to_string()),
+                    Err(error) => return Err(Stop::Broken(error.to_string())),
                 },
             }
         }
     }
 
-    /// The end of a connection without a last word: a failure, unless everything was acknowledged
-    /// and only that word is missing.
+    /// The peer's last word comes behind its last acknowledgement: it holds nothing else.
+    fn clear_doubts(&self) {
+        self.items.rewind(self.items.settled());
+    }
+
+    /// The end of an edge without a last word: a failure, unless everything was acknowledged and only
+    /// that word is missing.
     fn gone(&self, how: &str) -> Result<()> {
         let session = self.session.lock();
         if session.is_complete() {
@@ -332,6 +324,14 @@ impl Edge<'_> {
         }
         let reason = format!("{how}; {}", session.place());
         Err(Error::PeerGone { link: self.link.clone(), reason })
+    }
+
+    /// As [`gone`](Self::gone), when another process answers in the peer's place.
+    fn restarted(&self) -> Result<()> {
+        match self.session.lock().is_complete() {
+            true => Ok(()),
+            false => Err(Error::PeerRestarted { link: self.link.clone() }),
+        }
     }
 
     fn misbehaved(&self, Violation(violation): Violation) -> Error {

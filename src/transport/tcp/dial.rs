@@ -1,0 +1,200 @@
+//! Finding the peer, connecting to it, and connecting again when the connection breaks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::handshake::{Agreed, Failure, Party};
+use super::{TcpConfig, address_key, after};
+use crate::error::{Error, Link, Result};
+use crate::net::Net;
+use crate::store::Store;
+use crate::transport::Ring;
+use crate::wire::handshake::SessionId;
+
+/// The connector of an edge: from a rank to the next one in its ring.
+pub(super) struct Dialer<N, S> {
+    net: N,
+    store: S,
+    ring: Ring,
+    config: TcpConfig,
+    party: Party,
+}
+
+/// Why a broken connection was not resumed.
+pub(super) enum NotResumed {
+    /// The time is up, or nobody listens where the peer was.
+    Gone(String),
+    /// Another session answers in the peer's place.
+    Restarted,
+    /// The peer answers, and makes no sense.
+    Failed(Error),
+}
+
+impl<N: Net, S: Store> Dialer<N, S> {
+    pub(super) fn new(
+        net: N,
+        store: S,
+        ring: Ring,
+        config: TcpConfig,
+        max_item_bytes: usize,
+    ) -> Result<Self> {
+        let party = Party::sender(&config, ring, max_item_bytes)?;
+        Ok(Self { net, store, ring, config, party })
+    }
+
+    fn link(&self) -> Link {
+        self.ring.outgoing_link()
+    }
+
+    /// Tries until the peer has accepted us, has refused us, or the time is up.
+    pub(super) async fn meet(&self) -> Result<Agreed<N::Stream>> {
+        let limit = self.config.connect_timeout;
+        let deadline = after(limit);
+        let key = address_key(&self.config.group, self.ring.next());
+        let mut backoff = Backoff::up_to(PAUSE_MAX);
+        loop {
+            // Looked up again each time: what was found may be left over from an earlier run.
+            let address = self.look_up(&key, deadline).await?;
+            let failure = match timeout_at(deadline, self.attempt(address, None)).await {
+                Ok(Ok(agreed)) => return Ok(agreed),
+                Ok(Err(Failure::Fatal(error))) => return Err(error),
+                Ok(Err(
+                    Failure::Stranger(reason) | Failure::NobodyThere(reason) | Failure::Taken(reason),
+                )) => reason,
+                Err(_) => "no answer".into(),
+            };
+            let pause = backoff.next(self.config.entropy.next_u64()?);
+            if Instant::now() + pause >= deadline {
+                let peer = self.ring.next();
+                let awaited = format!("rank {peer} at {address} to accept a connection ({failure})");
+                return Err(Error::timeout(awaited, limit));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Connects to where the peer was, until its session has accepted us or there is no more hope.
+    /// The store has no part in it: it may be gone by now.
+    pub(super) async fn resume(
+        &self,
+        address: SocketAddr,
+        peer: SessionId,
+        backoff: &mut Backoff,
+    ) -> Result<Agreed<N::Stream>, NotResumed> {
+        let limit = self.config.reconnect_timeout;
+        if limit.is_zero() {
+            return Err(NotResumed::Gone("reconnecting is switched off".into()));
+        }
+        let deadline = after(limit);
+        let mut last = "no answer".to_owned();
+        loop {
+            let random = self.config.entropy.next_u64().map_err(NotResumed::Failed)?;
+            let next = Instant::now() + backoff.next(random);
+            if next >= deadline {
+                let tried = limit.as_secs_f64();
+                return Err(NotResumed::Gone(format!("reconnecting failed for {tried} s: {last}")));
+            }
+            tokio::time::sleep_until(next).await;
+            last = match timeout_at(deadline, self.attempt(address, Some(peer))).await {
+                Ok(Ok(agreed)) => return Ok(agreed),
+                Ok(Err(Failure::Fatal(error))) => return Err(NotResumed::Failed(error)),
+                Ok(Err(Failure::Taken(_))) => return Err(NotResumed::Restarted),
+                Ok(Err(Failure::NobodyThere(reason))) => {
+                    return Err(NotResumed::Gone(format!("reconnecting: {reason}")));
+                }
+                Ok(Err(Failure::Stranger(reason))) => reason,
+                Err(_) => continue,
+            };
+        }
+    }
+
+    /// Deletes the peer's address from the store: it is taken. That it stays behind in a store that
+    /// is gone, or busy, harms nobody.
+    pub(super) async fn forget_address(&self, address: SocketAddr) {
+        let key = address_key(&self.config.group, self.ring.next());
+        let limit = self.config.heartbeat;
+        let forgetting = async {
+            // Not that of another process, which came in the peer's place.
+            if self.store.check(&[&key], limit).await?
+                && self.store.get(&key, limit).await? == address.to_string()
+            {
+                self.store.delete(&key, limit).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = forgetting.await {
+            tracing::debug!(%error, key, "the peer's address stays in the store");
+        }
+    }
+
+    async fn look_up(&self, key: &str, deadline: Instant) -> Result<SocketAddr> {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let value = self.store.get(key, remaining).await.map_err(|error| match error {
+            Error::Timeout { .. } => Error::timeout(
+                format!("rank {} to publish its address (store key {key:?})", self.ring.next()),
+                self.config.connect_timeout,
+            ),
+            error => error,
+        })?;
+        std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+            let found = String::from_utf8_lossy(&value[..value.len().min(64)]).into_owned();
+            let violation = format!("it published {found:?} under {key:?}, which is no address");
+            Error::PeerMisbehaved { link: self.link(), violation }
+        })
+    }
+
+    async fn attempt(
+        &self,
+        address: SocketAddr,
+        peer: Option<SessionId>,
+    ) -> Result<Agreed<N::Stream>, Failure> {
+        let connecting = self.net.connect(address, &self.config.socket);
+        let stream = timeout(ATTEMPT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| Failure::Stranger("no answer to the connection".into()))?
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::ConnectionRefused => Failure::NobodyThere(error.to_string()),
+                _ => Failure::Stranger(error.to_string()),
+            })?;
+        timeout(self.config.heartbeat, self.party.greet(stream, address, peer))
+            .await
+            .map_err(|_| Failure::Stranger("no answer to the handshake".into()))?
+    }
+}
+
+/// A host that drops packets must not use up all the time there is for retries.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Pauses between attempts: doubling, with jitter.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    pause: Duration,
+    pause_max: Duration,
+}
+
+impl Backoff {
+    const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+    fn up_to(pause_max: Duration) -> Self {
+        Self { pause: Self::PAUSE_MIN, pause_max }
+    }
+
+    /// For a connection that broke: the first attempt comes at once, and there are several in
+    /// `limit`.
+    pub(super) fn at_once(limit: Duration) -> Self {
+        Self { pause: Duration::ZERO, pause_max: PAUSE_MAX.min(limit / 8) }
+    }
+
+    fn next(&mut self, random: u64) -> Duration {
+        let pause = self.pause;
+        self.pause = (pause * 2).clamp(Self::PAUSE_MIN.min(self.pause_max), self.pause_max);
+        // Half of it, and a random part of the other half.
+        pause / 2 + pause.mul_f64(random as f64 / u64::MAX as f64) / 2
+    }
+}

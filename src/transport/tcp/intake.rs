@@ -1,0 +1,310 @@
+//! One connection of a receiving end, from its handshake to its end.
+
+use std::io;
+use std::pin::pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Interval, timeout};
+
+use super::connection::{FrameReader, FrameWriter};
+use super::handshake::Agreed;
+use super::incoming::Edge;
+use super::{GOODBYE, Stop, listening, silent_for, speaking};
+use crate::error::{Error, Link, Result};
+use crate::net::Stream;
+use crate::tensor::Tensor;
+use crate::transport::session::{Arrival, Silence, Violation};
+use crate::transport::{Permit, check_item_bytes};
+use crate::wire::frame::{Frame, Reply};
+use crate::wire::metadata::{Metadata, TensorMetadata};
+
+/// A connection whose peer has been accepted.
+pub(super) struct Intake<'a, R, W> {
+    edge: &'a Edge<'a>,
+    link: &'a Link,
+    reader: FrameReader<R>,
+    writer: FrameWriter<W>,
+    listening: Interval,
+    silence: Silence,
+    speaking: Interval,
+    /// Whether something was written since we last looked whether to speak.
+    spoken: bool,
+}
+
+impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
+    pub(super) fn new<S: Stream<Reader = R, Writer = W>>(
+        edge: &'a Edge<'a>,
+        link: &'a Link,
+        agreed: Agreed<S>,
+    ) -> Self {
+        let checksum = edge.config.checksum;
+        Self {
+            edge,
+            link,
+            reader: FrameReader::new(agreed.reader, checksum),
+            writer: FrameWriter::new(agreed.writer, checksum),
+            listening: listening(edge.config.heartbeat),
+            silence: Silence::default(),
+            speaking: speaking(agreed.peer_heartbeat),
+            spoken: false,
+        }
+    }
+
+    /// Takes what comes, and says the last word.
+    pub(super) async fn run(mut self) -> Result<(), Stop> {
+        let received = self.receive().await;
+        let taken = self.edge.items.taken();
+        match received {
+            Ok(()) => self.say_last(&Reply::Finished { taken }).await,
+            Err(Stop::Ended(Error::Closed)) => self.say_last(&Reply::Closed { taken }).await,
+            // There is nobody to tell.
+            Err(
+                stop @ (Stop::Broken(_) | Stop::Ended(Error::PeerGone { .. } | Error::PeerAborted { .. })),
+            ) => Err(stop),
+            Err(Stop::Ended(error)) => {
+                // Whether it arrives or not, this is the end.
+                let _ = self.say_last(&Reply::Abort { reason: error.to_string().into() }).await;
+                Err(Stop::Ended(error))
+            }
+        }
+    }
+
+    /// Takes items until the peer's last one is in our user's hands; [`Error::Closed`] if the user
+    /// leaves first.
+    async fn receive(&mut self) -> Result<(), Stop> {
+        loop {
+            // A flood of tiny items must leave the thread to others now and then.
+            tokio::task::consume_budget().await;
+            let frame = self.next_frame().await?;
+            let arrival = self.edge.session.lock().receive(frame);
+            match arrival.map_err(|broken| self.misbehaved(broken))? {
+                Arrival::Alive => {}
+                Arrival::Item(metadata) => self.receive_item(metadata).await?,
+                Arrival::Duplicate(metadata) => self.skip(metadata.payload_bytes()).await?,
+                Arrival::Complete => return self.drain().await,
+                Arrival::Aborted(reason) => {
+                    return Err(Error::PeerAborted { link: self.link.clone(), reason }.into());
+                }
+            }
+        }
+    }
+
+    async fn next_frame(&mut self) -> Result<Frame, Stop> {
+        loop {
+            if let Some(frame) = self.reader.take().map_err(|broken| self.misbehaved(broken))? {
+                return Ok(frame);
+            }
+            self.read_frames().await?;
+        }
+    }
+
+    async fn receive_item(&mut self, metadata: Metadata) -> Result<(), Stop> {
+        let permit = self.reserve(metadata.payload_bytes()).await?;
+        let item = match metadata {
+            Metadata::None => None,
+            Metadata::Tensor(metadata) => Some(self.receive_tensor(&metadata).await?),
+        };
+        permit.fill(item)?;
+        self.edge.session.lock().deliver();
+        Ok(())
+    }
+
+    async fn receive_tensor(&mut self, metadata: &TensorMetadata) -> Result<Tensor, Stop> {
+        let bytes = metadata.payload_bytes();
+        if !self.reader.holds(bytes) {
+            // It may be long in coming.
+            self.acknowledge().await?;
+        }
+        let mut buffer = self.edge.config.pool.take(bytes)?;
+        let mut received = 0;
+        while received < bytes {
+            received += self.read_payload(&mut buffer[received..]).await?;
+        }
+        self.finish_payload(bytes).await?;
+        Ok(Tensor::new(metadata.dtype(), *metadata.shape(), buffer.freeze())?)
+    }
+
+    async fn skip(&mut self, bytes: usize) -> Result<(), Stop> {
+        check_item_bytes(bytes, self.edge.items.max_item_bytes())
+            .map_err(|error| self.misbehaved(Violation(format!("a duplicate: {error}"))))?;
+        let mut scratch = vec![0; bytes.min(SKIP_BYTES)];
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(scratch.len());
+            left -= self.read_payload(&mut scratch[..part]).await?;
+        }
+        self.finish_payload(bytes).await
+    }
+
+    /// Checks the payload's checksum. An empty one was checked together with its frame.
+    async fn finish_payload(&mut self, bytes: usize) -> Result<(), Stop> {
+        while bytes > 0 && !self.reader.payload_ends().map_err(|broken| self.misbehaved(broken))? {
+            self.read_frames().await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the inbox. Meanwhile we don't read, so the peer's silence says nothing.
+    async fn reserve(&mut self, bytes: usize) -> Result<Permit, Stop> {
+        let items = self.edge.items;
+        let mut reserving = pin!(items.reserve(bytes));
+        loop {
+            tokio::select! {
+                biased;
+                reserved = &mut reserving => {
+                    return reserved.map_err(|error| match error {
+                        Error::TooLarge { .. } => {
+                            let item = self.edge.session.lock().received();
+                            self.misbehaved(Violation(format!("item {item}: {error}")))
+                        }
+                        error => error,
+                    }.into());
+                }
+                spoken = self.stay_alive() => spoken?,
+            }
+        }
+    }
+
+    /// Waits until our user has taken everything.
+    async fn drain(&mut self) -> Result<(), Stop> {
+        let items = self.edge.items;
+        let mut draining = pin!(items.drained());
+        loop {
+            tokio::select! {
+                biased;
+                drained = &mut draining => return if drained { Ok(()) } else { Err(Error::Closed.into()) },
+                spoken = self.stay_alive() => spoken?,
+            }
+        }
+    }
+
+    /// Reads once into the frame buffer, keeping up the heartbeat.
+    async fn read_frames(&mut self) -> Result<(), Stop> {
+        self.acknowledge().await?;
+        loop {
+            tokio::select! {
+                biased;
+                // The ticks first, or a sender that always has more for us would not hear from us.
+                _ = self.speaking.tick() => {}
+                _ = self.listening.tick() => {
+                    self.listen()?;
+                    continue;
+                }
+                read = self.reader.fill() => return self.heard(read).map(drop),
+                () = self.edge.items.closed() => return Err(Error::Closed.into()),
+            }
+            self.speak().await?;
+        }
+    }
+
+    /// Reads a part of a payload into `target`, keeping up the heartbeat.
+    async fn read_payload(&mut self, target: &mut [u8]) -> Result<usize, Stop> {
+        loop {
+            tokio::select! {
+                biased;
+                // The ticks first, or a sender that always has more for us would not hear from us.
+                _ = self.speaking.tick() => {}
+                _ = self.listening.tick() => {
+                    self.listen()?;
+                    continue;
+                }
+                read = self.reader.payload(target) => return self.heard(read),
+                () = self.edge.items.closed() => return Err(Error::Closed.into()),
+            }
+            self.speak().await?;
+        }
+    }
+
+    fn heard(&mut self, read: io::Result<usize>) -> Result<usize, Stop> {
+        match read {
+            Ok(0) => Err(Stop::Broken("it closed the connection".into())),
+            Ok(bytes) => {
+                self.silence.hear();
+                Ok(bytes)
+            }
+            Err(error) => Err(Stop::Broken(error.to_string())),
+        }
+    }
+
+    /// A tick while reading. A silent peer is dead, and not resumed.
+    fn listen(&mut self) -> Result<(), Stop> {
+        match self.silence.tick() {
+            true => Err(self.gone(&silent_for(self.edge.config.heartbeat))),
+            false => Ok(()),
+        }
+    }
+
+    /// Says what is to be said until the next tick, while we wait for something else than the peer:
+    /// since we don't read, its silence says nothing. Cancel safe.
+    async fn stay_alive(&mut self) -> Result<(), Stop> {
+        self.silence.excuse();
+        // The peer may wait for it before it can go on.
+        self.acknowledge().await?;
+        self.speaking.tick().await;
+        self.speak().await
+    }
+
+    /// A sign of life, if there was no other since the last time.
+    async fn speak(&mut self) -> Result<(), Stop> {
+        match std::mem::take(&mut self.spoken) {
+            true => Ok(()),
+            false => self.say(&Reply::Alive).await,
+        }
+    }
+
+    async fn acknowledge(&mut self) -> Result<(), Stop> {
+        let due = self.edge.session.lock().acknowledge();
+        match due {
+            Some(reply) => self.say(&reply).await,
+            // One that was cut off in the middle goes out first.
+            None if self.writer.is_staged() => self.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Cancel safe: what was not written is written before the next reply.
+    async fn say(&mut self, reply: &Reply) -> Result<(), Stop> {
+        self.spoken = true;
+        self.writer.write_bare(reply).await.map_err(broken)?;
+        self.flush().await
+    }
+
+    /// A peer that does not even take replies within the heartbeat limit is dead.
+    async fn flush(&mut self) -> Result<(), Stop> {
+        match timeout(self.edge.config.heartbeat, self.writer.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(broken(error)),
+            Err(_) => Err(self.gone("it takes no replies")),
+        }
+    }
+
+    /// The last word, and time for it to arrive.
+    async fn say_last(mut self, reply: &Reply) -> Result<(), Stop> {
+        let goodbye = async {
+            self.acknowledge().await?;
+            self.say(reply).await?;
+            self.writer.shutdown().await.map_err(broken)?;
+            // The peer answers by closing the connection, whatever state it is in.
+            self.reader.discard().await.map_err(broken)
+        };
+        timeout(GOODBYE, goodbye).await.unwrap_or_else(|_| {
+            tracing::debug!(link = %self.link, "the peer did not close the connection in time");
+            Ok(())
+        })
+    }
+
+    fn gone(&self, how: &str) -> Stop {
+        Stop::Ended(self.edge.gone(self.link, how))
+    }
+
+    fn misbehaved(&self, Violation(violation): Violation) -> Error {
+        Error::PeerMisbehaved { link: self.link.clone(), violation }
+    }
+}
+
+/// Bytes of a duplicate that are thrown away at a time.
+const SKIP_BYTES: usize = 64 << 10;
+
+fn broken(error: io::Error) -> Stop {
+    Stop::Broken(error.to_string())
+}
