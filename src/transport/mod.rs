@@ -8,7 +8,7 @@
 //! | transport | acknowledged | close visible | detects death | resumes |
 //! |---|---|---|---|---|
 //! | [`memory`] | yes | yes | yes, of an end that is dropped | no |
-//! | [`tcp`] | yes | yes | yes, of a silent peer too | no |
+//! | [`tcp`] | yes | yes | yes, of a silent peer too | yes |
 //!
 //! # Writing one
 //!

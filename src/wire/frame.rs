@@ -83,6 +83,9 @@ pub enum Frame {
     },
     /// A sign of life, sent when there was nothing else to send.
     Alive,
+    /// The answer to [`Reply::Finished`]: both ends know now that the edge has ended well. Without
+    /// it the receiver can't tell a sender that has heard from a connection that broke.
+    Goodbye,
 }
 
 impl Frame {
@@ -113,12 +116,13 @@ pub enum Reply {
         /// How many items that were.
         taken: u64,
     },
-    /// The receiving user closed before it had taken everything.
+    /// The receiving user closed before it had taken everything. All that the inbox held was
+    /// acknowledged before.
     Closed {
         /// How many items it took, from the first of the edge.
         taken: u64,
     },
-    /// The receiver gave up.
+    /// The receiver gave up. All that its inbox holds was acknowledged before.
     Abort {
         /// Why, for people.
         reason: Text,
@@ -159,6 +163,7 @@ mod tag {
     pub(super) const CLOSE: u8 = 0x02;
     pub(super) const ABORT: u8 = 0x03;
     pub(super) const ALIVE: u8 = 0x04;
+    pub(super) const GOODBYE: u8 = 0x05;
 
     pub(super) const REPLY_ACKNOWLEDGE: u8 = 0x81;
     pub(super) const REPLY_FINISHED: u8 = 0x82;
@@ -187,6 +192,7 @@ impl Message for Frame {
                 out.put(reason.as_str());
             }
             Self::Alive => out.put(&tag::ALIVE),
+            Self::Goodbye => out.put(&tag::GOODBYE),
         }
     }
 
@@ -196,6 +202,7 @@ impl Message for Frame {
             tag::CLOSE => Self::Close { items: input.take()? },
             tag::ABORT => Self::Abort { reason: Text::read(ABORT_REASON, input)? },
             tag::ALIVE => Self::Alive,
+            tag::GOODBYE => Self::Goodbye,
             found => return Err(DecodeError::UnknownTag { what: "frame tag", found: found.into() }),
         })
     }

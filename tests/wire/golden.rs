@@ -62,6 +62,7 @@ fn frames_are_frozen() {
     assert_golden("frame close", &Frame::Close { items: 8 });
     assert_golden("frame abort", &Frame::Abort { reason: "disk full: é".into() });
     assert_golden("frame alive", &Frame::Alive);
+    assert_golden("frame goodbye", &Frame::Goodbye);
 }
 
 #[test]

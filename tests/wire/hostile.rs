@@ -107,7 +107,7 @@ fn a_message_beyond_the_codecs_limit_is_refused_unread() {
 #[test]
 fn unknown_tags_are_refused_by_name() {
     let unknown = |what, found| DecodeError::UnknownTag { what, found };
-    assert_eq!(Frame::decode(&[5]), Err(unknown("frame tag", 5)));
+    assert_eq!(Frame::decode(&[6]), Err(unknown("frame tag", 6)));
     assert_eq!(Reply::decode(&[0x86]), Err(unknown("reply tag", 0x86)));
     assert_eq!(Answer::decode(&[2]), Err(unknown("answer tag", 2)));
     assert_eq!(Verdict::decode(&[1]), Err(unknown("verdict tag", 1)));

@@ -76,6 +76,7 @@ pub(crate) fn any_frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|items| Frame::Close { items }),
         any_text().prop_map(|reason| Frame::Abort { reason }),
         Just(Frame::Alive),
+        Just(Frame::Goodbye),
     ]
 }
 

@@ -12,7 +12,7 @@
 //! | sending | item handed to the wire | sending | `sent` + 1 |
 //! | sending | close handed to the wire | closing | |
 //! | sending, closing | `Acknowledge` of at most `sent` | same | settle |
-//! | closing | `Finished` of all that was sent | ended | settle everything |
+//! | closing | `Finished` of all that was sent | ended | settle everything, `Goodbye` |
 //! | sending, closing | `Closed` of at most `sent` | ended | the receiver has left |
 //! | sending, closing | `Abort` | ended | |
 //! | sending, closing | connection lost | lost | all that was sent stays in doubt |
@@ -28,7 +28,8 @@
 //! | unmet | first connection of a session | receiving | remember the peer's session |
 //! | receiving | item with the sequence number `received` | receiving | deliver, then `received` + 1 |
 //! | receiving | item below `received` | receiving | skip: a duplicate |
-//! | receiving | `Close` of `received` items | complete | |
+//! | receiving, complete | `Close` of `received` items | complete | `Finished`, once the user has taken all |
+//! | complete | `Goodbye` | ended | |
 //! | receiving, complete | `Abort` | ended | |
 //! | receiving, complete | connection lost | lost | |
 //! | any but unmet | connection of the same session | as before the loss | it takes the place of the one before, and learns what is `received` |

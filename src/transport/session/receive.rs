@@ -17,6 +17,8 @@ pub(crate) struct ReceiveSession {
     acknowledged: u64,
     /// The sender has said that there are no more.
     complete: bool,
+    /// We have said on this connection that our user has taken all.
+    finished: bool,
 }
 
 /// Who a connector says it is, after it has proved that it may.
@@ -50,13 +52,15 @@ pub(crate) enum Arrival {
     Duplicate(Metadata),
     /// There are no more items, and none is missing.
     Complete,
+    /// The peer has heard that all is taken.
+    Goodbye,
     /// The peer gave up.
     Aborted(String),
 }
 
 impl ReceiveSession {
     pub(crate) fn new(own: SessionId) -> Self {
-        Self { own, peer: None, received: 0, acknowledged: 0, complete: false }
+        Self { own, peer: None, received: 0, acknowledged: 0, complete: false, finished: false }
     }
 
     /// Whether a connector belongs to this edge; `connected` if a connection is alive.
@@ -86,6 +90,7 @@ impl ReceiveSession {
     pub(crate) fn accept(&mut self, peer: SessionId) -> u64 {
         self.peer = Some(peer);
         self.acknowledged = self.received;
+        self.finished = false;
         self.received
     }
 
@@ -109,6 +114,8 @@ impl ReceiveSession {
             Frame::Close { items } => {
                 Err(Violation(format!("closed after {items} items, of which {} arrived", self.received)))
             }
+            Frame::Goodbye if self.finished => Ok(Arrival::Goodbye),
+            Frame::Goodbye => Err(Violation("said goodbye before we had finished".into())),
             Frame::Abort { reason } => Ok(Arrival::Aborted(reason.as_str().to_owned())),
         }
     }
@@ -134,6 +141,13 @@ impl ReceiveSession {
             self.acknowledged = self.received;
             Reply::Acknowledge { upto: self.received }
         })
+    }
+
+    /// Our user has taken everything, so many items.
+    pub(crate) fn finish(&mut self, taken: u64) -> Reply {
+        debug_assert!(self.complete);
+        self.finished = true;
+        Reply::Finished { taken }
     }
 
     fn is_untouched(&self) -> bool {
@@ -167,6 +181,18 @@ mod tests {
         assert!(session.receive(Frame::Close { items: 2 }).is_err());
         assert_eq!(session.receive(Frame::Close { items: 1 }), Ok(Arrival::Complete));
         assert!(session.receive(item(1)).is_err(), "it said that there were no more");
+    }
+
+    #[test]
+    fn a_goodbye_answers_that_all_is_taken_and_comes_once_on_each_connection() {
+        let mut session = ReceiveSession::new(OWN);
+        session.accept(PEER);
+        assert_eq!(session.receive(Frame::Close { items: 0 }), Ok(Arrival::Complete));
+        assert!(session.receive(Frame::Goodbye).is_err(), "our user may still leave");
+        assert_eq!(session.finish(0), Reply::Finished { taken: 0 });
+        assert_eq!(session.receive(Frame::Goodbye), Ok(Arrival::Goodbye));
+        session.accept(PEER);
+        assert!(session.receive(Frame::Goodbye).is_err());
     }
 
     #[test]

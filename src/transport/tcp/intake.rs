@@ -55,7 +55,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
         let received = self.receive().await;
         let taken = self.edge.items.taken();
         match received {
-            Ok(()) => self.say_last(&Reply::Finished { taken }).await,
+            Ok(()) => self.finish(taken).await,
             Err(Stop::Ended(Error::Closed)) => self.say_last(&Reply::Closed { taken }).await,
             // There is nobody to tell.
             Err(
@@ -78,7 +78,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             let frame = self.next_frame().await?;
             let arrival = self.edge.session.lock().receive(frame);
             match arrival.map_err(|broken| self.misbehaved(broken))? {
-                Arrival::Alive => {}
+                Arrival::Alive | Arrival::Goodbye => {}
                 Arrival::Item(metadata) => self.receive_item(metadata).await?,
                 Arrival::Duplicate(metadata) => self.skip(metadata.payload_bytes()).await?,
                 Arrival::Complete => return self.drain().await,
@@ -276,6 +276,26 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             Ok(Err(error)) => Err(broken(error)),
             Err(_) => Err(self.gone("it takes no replies")),
         }
+    }
+
+    /// Says that everything is taken, until the peer has heard it.
+    async fn finish(mut self, taken: u64) -> Result<(), Stop> {
+        let heard = async {
+            self.acknowledge().await?;
+            let finished = self.edge.session.lock().finish(taken);
+            self.say(&finished).await?;
+            loop {
+                while let Some(frame) = self.reader.take().map_err(|broken| self.misbehaved(broken))? {
+                    let arrival = self.edge.session.lock().receive(frame);
+                    if arrival.map_err(|broken| self.misbehaved(broken))? == Arrival::Goodbye {
+                        return Ok(());
+                    }
+                }
+                let read = self.reader.fill().await;
+                self.heard(read)?;
+            }
+        };
+        timeout(GOODBYE, heard).await.unwrap_or_else(|_| Err(Stop::Broken("it did not say goodbye".into())))
     }
 
     /// The last word, and time for it to arrive.

@@ -19,13 +19,37 @@
 //! payloads in batches and large ones from where they lie. The receiver reserves room in its inbox,
 //! takes an aligned buffer from a bounded pool, and reads the payload straight into it.
 //!
+//! # Resuming
+//!
+//! A connection that breaks is not the end of an edge. The sender connects again to the address that
+//! it knows, at once and then with growing pauses, until `reconnect_timeout`; the receiver keeps its
+//! listener, and waits as long. The handshake shows that both are the same runs of the same pipe as
+//! before (their *sessions*), and tells the sender what has arrived; it goes on from there.
+//!
+//! | what comes | the sender | the receiver |
+//! |---|---|---|
+//! | the same session | goes on | goes on; it takes the place of a connection that still seemed alive |
+//! | another session, the connection is broken | [`PeerRestarted`](Error::PeerRestarted) | `PeerRestarted` |
+//! | another session, the connection is alive | | refuses it as busy; it may try again |
+//! | the peer's host refuses | [`PeerGone`](Error::PeerGone) at once | |
+//! | nothing, until `reconnect_timeout` | `PeerGone` | `PeerGone` |
+//!
+//! Of a run that takes a former one's place only the former's peer hears `PeerRestarted`; the new run
+//! goes on looking for one that does the same. So when both ends open new pipes after a failure, they
+//! meet, in whatever order they do it.
+//!
+//! A sender gives up as well when 16 connections in a row have broken without an item getting
+//! through. When everything was acknowledged, and only the peer's word that its user took it is
+//! missing, a close succeeds.
+//!
 //! # Staying alive
 //!
 //! Each end tells the other its heartbeat limit, and sends a sign of life when it has sent nothing
 //! for an eighth of the other's. Any byte counts as one. An end that hears nothing for its own limit
-//! gives the peer up; a receiver counts only while it reads, since a sender that is kept waiting in the middle of a payload can't speak.
-//! A slow consumer is therefore not a dead one: while its inbox is full, its transport still says
-//! that it is alive.
+//! gives the peer up for good: it may be frozen in the middle of anything. A receiver counts only
+//! while it reads, since a sender that is kept waiting in the middle of a payload can't speak. A slow
+//! consumer is therefore not a dead one: while its inbox is full, its transport still says that it is
+//! alive.
 
 mod connection;
 mod dial;
@@ -61,8 +85,8 @@ pub struct TcpConfig {
     /// The silence after which a peer counts as dead, at least 100 ms. The two ends of an edge may
     /// differ in it.
     pub heartbeat: Duration,
-    /// How long a broken connection is tried to be resumed; zero means not at all. The peer's host
-    /// may end it sooner, by refusing.
+    /// How long either end tries to resume a connection that broke; zero means not at all. A sender
+    /// whose peer's host refuses ends sooner.
     pub reconnect_timeout: Duration,
     /// Whether every frame carries a CRC32C of itself and its payload.
     pub checksum: bool,

@@ -201,10 +201,17 @@ impl Edge<'_> {
         let mut reading = pin!(self.read_replies(&mut reader));
         let unwritten = tokio::select! {
             biased;
-            ended = &mut reading => return ended,
-            unwritten = self.write_items(&mut writer, agreed.peer_heartbeat) => unwritten,
+            ended = &mut reading => Ok(ended),
+            unwritten = self.write_items(&mut writer, agreed.peer_heartbeat) => Err(unwritten),
         };
-        let Err(unwritten) = unwritten;
+        let unwritten = match unwritten {
+            Ok(Ok(())) => {
+                self.say_goodbye(&mut writer).await;
+                return Ok(());
+            }
+            Ok(ended) => return ended,
+            Err(Err(unwritten)) => unwritten,
+        };
         // What the peer said last may still be on its way, and says more than our write error. After
         // an abort of ours it answers by closing the connection.
         let last_word = timeout(GOODBYE, reading).await;
@@ -307,6 +314,18 @@ impl Edge<'_> {
                     Err(error) => return Err(Stop::Broken(error.to_string())),
                 },
             }
+        }
+    }
+
+    /// The peer has finished. Should this not reach it, it learns of our end a little later.
+    async fn say_goodbye<W: AsyncWrite + Unpin>(&self, writer: &mut FrameWriter<W>) {
+        let goodbye = async {
+            writer.write_bare(&Frame::Goodbye).await?;
+            writer.flush().await?;
+            writer.shutdown().await
+        };
+        if !matches!(timeout(GOODBYE, goodbye).await, Ok(Ok(()))) {
+            tracing::debug!(link = %self.link, "the goodbye did not get through");
         }
     }
 
