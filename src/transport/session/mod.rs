@@ -45,6 +45,8 @@
 //! the one before. So nothing that was sent earlier can arrive after that word, and whatever is at or
 //! above it can be sent again, and is not in doubt any more. Until that word, it is.
 
+#[cfg(test)]
+mod model;
 mod receive;
 mod send;
 mod silence;
