@@ -166,6 +166,7 @@ mod tests {
         let mut session = sent(3);
         assert_eq!(session.receive(Reply::Acknowledge { upto: 1 }), Ok(Heard::Acknowledged(1)));
         assert_eq!(session.meet(PEER, 2), Ok(Reunion::From(2)));
+        assert!(session.is_settled(), "what it holds is acknowledged");
         assert_eq!(session.send(2, Metadata::None), Frame::Item { sequence: 2, metadata: Metadata::None });
     }
 
