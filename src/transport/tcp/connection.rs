@@ -20,6 +20,10 @@ const INLINE_BYTES_MAX: usize = 16 << 10;
 /// be still in the cache for the second of the two.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Bytes that are read beyond a large payload, for its trailer and the next header. What they hold of
+/// the next payload is copied, so they are few.
+const LOOKAHEAD_BYTES: usize = 1 << 10;
+
 const TRAILER_BYTES: usize = size_of::<u32>();
 
 /// A frame of one direction.
@@ -67,6 +71,8 @@ pub(super) struct FrameReader<R> {
     buffer: Box<[u8]>,
     /// What was read and not consumed.
     unread: Range<usize>,
+    /// Bytes to read into the buffer at most: all of it, or little if the payloads are large.
+    read_max: usize,
     checksum: bool,
     /// The checksum of the frame whose payload is being read.
     running: u32,
@@ -75,7 +81,7 @@ pub(super) struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(super) fn new(stream: R, checksum: bool) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { stream, buffer, unread: 0..0, checksum, running: 0 }
+        Self { stream, buffer, unread: 0..0, read_max: BUFFER_BYTES, checksum, running: 0 }
     }
 
     /// The next frame, if all of it is in the buffer, with its trailer unless a payload comes first.
@@ -87,8 +93,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         if self.checksum {
             self.running = crc32c::crc32c(&unread[..end]);
         }
-        let has_payload = frame.payload_bytes() > 0;
-        if has_payload || !self.checksum {
+        let payload_bytes = frame.payload_bytes();
+        self.read_max = if payload_bytes > INLINE_BYTES_MAX { LOOKAHEAD_BYTES } else { BUFFER_BYTES };
+        if payload_bytes > 0 || !self.checksum {
             self.unread.start += end;
             return Ok(Some(frame));
         }
@@ -107,14 +114,23 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             self.unread = 0..self.unread.len();
         }
         // There is room: a frame is far smaller than the buffer, and whole ones have been taken.
-        let read = self.stream.read(&mut self.buffer[self.unread.end..]).await?;
+        let end = self.buffer.len().min(self.unread.end + self.read_max);
+        let read = self.stream.read(&mut self.buffer[self.unread.end..end]).await?;
         self.unread.end += read;
         Ok(read)
     }
 
+    /// Reads once, into `payload` or else into the buffer; 0 at the end of the stream. Cancel safe.
+    pub(super) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
+        match payload {
+            Some(target) => self.payload(target).await,
+            None => self.fill().await,
+        }
+    }
+
     /// Reads a part of a payload to the beginning of `target`, which is not empty; 0 at the end of
     /// the stream. Cancel safe.
-    pub(super) async fn payload(&mut self, target: &mut [u8]) -> io::Result<usize> {
+    async fn payload(&mut self, target: &mut [u8]) -> io::Result<usize> {
         let limit = target.len().min(CHUNK_BYTES);
         let read = if self.unread.is_empty() {
             self.stream.read(&mut target[..limit]).await?
@@ -140,11 +156,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         verify(self.running, *trailer)?;
         self.unread.start += TRAILER_BYTES;
         Ok(true)
-    }
-
-    /// Whether the buffer holds so many bytes of a payload and its trailer.
-    pub(super) fn holds(&self, payload_bytes: usize) -> bool {
-        self.unread.len() >= payload_bytes.saturating_add(TRAILER_BYTES)
     }
 
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent

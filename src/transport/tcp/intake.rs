@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::pin;
+use std::task::Poll;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Interval, timeout};
@@ -29,6 +30,8 @@ pub(super) struct Intake<'a, R, W> {
     speaking: Interval,
     /// Whether something was written since we last looked whether to speak.
     spoken: bool,
+    /// What has been delivered since the last acknowledgement.
+    unacknowledged_bytes: usize,
 }
 
 impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
@@ -47,6 +50,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             silence: Silence::default(),
             speaking: speaking(agreed.peer_heartbeat),
             spoken: false,
+            unacknowledged_bytes: 0,
         }
     }
 
@@ -94,31 +98,35 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             if let Some(frame) = self.reader.take().map_err(|broken| self.misbehaved(broken))? {
                 return Ok(frame);
             }
-            self.read_frames().await?;
+            self.read(None).await?;
         }
     }
 
     async fn receive_item(&mut self, metadata: Metadata) -> Result<(), Stop> {
-        let permit = self.reserve(metadata.payload_bytes()).await?;
+        let bytes = metadata.payload_bytes();
+        let permit = self.reserve(bytes).await?;
         let item = match metadata {
             Metadata::None => None,
             Metadata::Tensor(metadata) => Some(self.receive_tensor(&metadata).await?),
         };
         permit.fill(item)?;
         self.edge.session.lock().deliver();
+        self.unacknowledged_bytes += bytes + ITEM_BYTES;
+        if self.unacknowledged_bytes >= UNACKNOWLEDGED_BYTES_MAX {
+            self.acknowledge().await?;
+        }
+        if bytes >= PROMPT_BYTES {
+            turn().await;
+        }
         Ok(())
     }
 
     async fn receive_tensor(&mut self, metadata: &TensorMetadata) -> Result<Tensor, Stop> {
         let bytes = metadata.payload_bytes();
-        if !self.reader.holds(bytes) {
-            // It may be long in coming.
-            self.acknowledge().await?;
-        }
         let mut buffer = self.edge.config.pool.take(bytes)?;
         let mut received = 0;
         while received < bytes {
-            received += self.read_payload(&mut buffer[received..]).await?;
+            received += self.read(Some(&mut buffer[received..])).await?;
         }
         self.finish_payload(bytes).await?;
         Ok(Tensor::new(metadata.dtype(), *metadata.shape(), buffer.freeze())?)
@@ -131,7 +139,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
         let mut left = bytes;
         while left > 0 {
             let part = left.min(scratch.len());
-            left -= self.read_payload(&mut scratch[..part]).await?;
+            left -= self.read(Some(&mut scratch[..part])).await?;
         }
         self.finish_payload(bytes).await
     }
@@ -139,7 +147,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
     /// Checks the payload's checksum. An empty one was checked together with its frame.
     async fn finish_payload(&mut self, bytes: usize) -> Result<(), Stop> {
         while bytes > 0 && !self.reader.payload_ends().map_err(|broken| self.misbehaved(broken))? {
-            self.read_frames().await?;
+            self.read(None).await?;
         }
         Ok(())
     }
@@ -178,40 +186,29 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
         }
     }
 
-    /// Reads once into the frame buffer, keeping up the heartbeat.
-    async fn read_frames(&mut self) -> Result<(), Stop> {
-        self.acknowledge().await?;
+    /// Reads once, into `payload` or else into the frame buffer, keeping up the heartbeat.
+    ///
+    /// What has arrived is acknowledged when there is nothing to read, and not at once: while there is
+    /// more, one acknowledgement may do for all of it, and our user, who has been waiting for the item,
+    /// and may have an answer to send, comes first.
+    async fn read(&mut self, mut payload: Option<&mut [u8]>) -> Result<usize, Stop> {
+        let mut turns = 0;
         loop {
+            let owing = turns < TURNS && self.owes_acknowledgement();
             tokio::select! {
                 biased;
                 // The ticks first, or a sender that always has more for us would not hear from us.
-                _ = self.speaking.tick() => {}
-                _ = self.listening.tick() => {
-                    self.listen()?;
-                    continue;
+                _ = self.speaking.tick() => self.speak().await?,
+                read = self.reader.read(payload.as_deref_mut()) => return self.heard(read),
+                () = turn(), if owing => {
+                    turns += 1;
+                    if turns == TURNS {
+                        self.acknowledge().await?;
+                    }
                 }
-                read = self.reader.fill() => return self.heard(read).map(drop),
+                _ = self.listening.tick() => self.listen()?,
                 () = self.edge.items.closed() => return Err(Error::Closed.into()),
             }
-            self.speak().await?;
-        }
-    }
-
-    /// Reads a part of a payload into `target`, keeping up the heartbeat.
-    async fn read_payload(&mut self, target: &mut [u8]) -> Result<usize, Stop> {
-        loop {
-            tokio::select! {
-                biased;
-                // The ticks first, or a sender that always has more for us would not hear from us.
-                _ = self.speaking.tick() => {}
-                _ = self.listening.tick() => {
-                    self.listen()?;
-                    continue;
-                }
-                read = self.reader.payload(target) => return self.heard(read),
-                () = self.edge.items.closed() => return Err(Error::Closed.into()),
-            }
-            self.speak().await?;
         }
     }
 
@@ -244,6 +241,10 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
         self.speak().await
     }
 
+    fn owes_acknowledgement(&self) -> bool {
+        self.unacknowledged_bytes > 0 || self.writer.is_staged()
+    }
+
     /// A sign of life, if there was no other since the last time.
     async fn speak(&mut self) -> Result<(), Stop> {
         match std::mem::take(&mut self.spoken) {
@@ -253,6 +254,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
     }
 
     async fn acknowledge(&mut self) -> Result<(), Stop> {
+        self.unacknowledged_bytes = 0;
         let due = self.edge.session.lock().acknowledge();
         match due {
             Some(reply) => self.say(&reply).await,
@@ -324,6 +326,33 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
 
 /// Bytes of a duplicate that are thrown away at a time.
 const SKIP_BYTES: usize = 64 << 10;
+
+/// Delivered bytes after which an acknowledgement goes out though there is more to read.
+const UNACKNOWLEDGED_BYTES_MAX: usize = 1 << 20;
+
+/// What an item counts for besides its payload, so that many empty ones are acknowledged too.
+const ITEM_BYTES: usize = 256;
+
+/// Items from this size on are passed to the user one by one: a heap of them would not stay in the
+/// cache, nor would the buffers that come back.
+const PROMPT_BYTES: usize = 32 << 10;
+
+/// Turns that others get before an acknowledgement is written: our user to take the item, and the
+/// other direction to send the answer.
+const TURNS: u32 = 2;
+
+/// Lets other tasks have their turn. Unlike tokio's own it does not ask the system for events.
+async fn turn() {
+    let mut waited = false;
+    std::future::poll_fn(|context| match std::mem::replace(&mut waited, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
 
 fn broken(error: io::Error) -> Stop {
     Stop::Broken(error.to_string())
