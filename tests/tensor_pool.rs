@@ -245,3 +245,18 @@ proptest! {
         prop_assert_eq!((pool.stats().live_bytes, pool.stats().live_buffers), (0, 0));
     }
 }
+
+#[test]
+fn before_it_allocates_it_frees_what_is_idle_beyond_the_bound() {
+    let pool = BufferPool::new(1 << 20);
+    let buffers: Vec<_> = [100_000, 100_000, 50_000].map(|len| pool.take(len).unwrap()).into();
+    drop(buffers);
+    assert_eq!(pool.stats().idle_buffers, 3);
+    drop(pool.take_beside(50_000, 0).unwrap());
+    assert_eq!(pool.stats().idle_buffers, 3, "what serves again costs no memory");
+    let fresh = pool.take_beside(200_000, 120_000).unwrap();
+    let stats = pool.stats();
+    assert!(stats.idle_bytes <= 120_000, "{stats:?}");
+    assert!(stats.idle_buffers >= 1, "no more than need be: {stats:?}");
+    drop(fresh);
+}

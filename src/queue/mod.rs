@@ -214,6 +214,11 @@ impl<T: Clone> ByteQueue<T> {
         .await
     }
 
+    /// Bytes that the budget has room for.
+    pub(crate) fn spare_bytes(&self) -> usize {
+        self.update(|state, _| state.spare_bytes())
+    }
+
     /// What was accepted and not settled, oldest first.
     pub(crate) fn unsettled(&self) -> Vec<Unsettled<T>> {
         self.update(|state, _| state.unsettled())

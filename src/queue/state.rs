@@ -286,6 +286,10 @@ impl<T: Clone> State<T> {
         self.slots.is_empty()
     }
 
+    pub(super) fn spare_bytes(&self) -> usize {
+        self.limits.bytes.saturating_sub(self.held_bytes)
+    }
+
     /// How many items were ever filled: the sequence number of the next one.
     pub(super) fn accepted(&self) -> u64 {
         self.settled + self.slots.len() as u64
@@ -320,7 +324,7 @@ impl<T: Clone> State<T> {
 
     /// An item without payload needs a slot only; one larger than the whole budget goes alone.
     fn fits(&self, bytes: usize) -> bool {
-        let within_budget = bytes <= self.limits.bytes.saturating_sub(self.held_bytes);
+        let within_budget = bytes <= self.spare_bytes();
         self.held_items == 0 || (self.held_items < self.limits.items && (bytes == 0 || within_budget))
     }
 

@@ -88,10 +88,21 @@ impl BufferPool {
     /// # Errors
     /// [`Error::Io`] if there is no memory, [`Error::Misuse`] if no address space could hold `len`.
     pub fn take(&self, len: usize) -> Result<BufferMut> {
+        self.take_beside(len, usize::MAX)
+    }
+
+    /// As [`take`](Self::take); but before it allocates, it frees what is idle beyond `idle_bytes_max`,
+    /// the longest idle first. So whoever bounds the live buffers can bound all of the memory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_beside(&self, len: usize, idle_bytes_max: usize) -> Result<BufferMut> {
         let reused = self.shared.lock().reuse(len);
         let memory = match reused {
             Some(memory) => memory,
             None => {
+                let unwanted = self.shared.lock().shrink_to(idle_bytes_max);
+                drop(unwanted);
                 // Not under the lock: a large allocation is a system call.
                 let memory = AlignedMemory::zeroed(capacity_for(len)?)?;
                 self.shared.lock().adopt(&memory);
@@ -243,11 +254,9 @@ impl State {
         if capacity < POOLED_BYTES_MIN || capacity > idle_bytes_max {
             return vec![memory];
         }
-        let mut freed = Vec::new();
-        while self.stats.idle_bytes > idle_bytes_max - capacity || self.stats.idle_buffers >= IDLE_BUFFERS_MAX
-        {
-            let Some(oldest) = self.oldest().and_then(|key| self.remove(key)) else { break };
-            freed.push(oldest);
+        let mut freed = self.shrink_to(idle_bytes_max - capacity);
+        if self.stats.idle_buffers >= IDLE_BUFFERS_MAX {
+            freed.extend(self.oldest().and_then(|key| self.remove(key)));
         }
         let stamp = self.next_stamp;
         self.next_stamp += 1;
@@ -255,6 +264,16 @@ impl State {
         self.idle.insert((capacity, Reverse(stamp)), memory);
         self.stats.idle_buffers += 1;
         self.stats.idle_bytes += capacity;
+        freed
+    }
+
+    /// Gives what is idle beyond so many bytes, to be freed.
+    fn shrink_to(&mut self, idle_bytes_max: usize) -> Vec<AlignedMemory> {
+        let mut freed = Vec::new();
+        while self.stats.idle_bytes > idle_bytes_max {
+            let Some(oldest) = self.oldest().and_then(|key| self.remove(key)) else { break };
+            freed.push(oldest);
+        }
         freed
     }
 

@@ -192,6 +192,12 @@ impl Inbox {
         self.queue.drained().await
     }
 
+    /// How many bytes more the window has room for.
+    #[must_use]
+    pub fn spare_bytes(&self) -> usize {
+        self.queue.spare_bytes()
+    }
+
     /// How many items the user took.
     #[must_use]
     pub fn taken(&self) -> u64 {

@@ -123,7 +123,8 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
 
     async fn receive_tensor(&mut self, metadata: &TensorMetadata) -> Result<Tensor, Stop> {
         let bytes = metadata.payload_bytes();
-        let mut buffer = self.edge.config.pool.take(bytes)?;
+        let idle_bytes_max = self.edge.items.spare_bytes().max(IDLE_BYTES_MIN);
+        let mut buffer = self.edge.config.pool.take_beside(bytes, idle_bytes_max)?;
         let mut received = 0;
         while received < bytes {
             received += self.read(Some(&mut buffer[received..])).await?;
@@ -326,6 +327,9 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
 
 /// Bytes of a duplicate that are thrown away at a time.
 const SKIP_BYTES: usize = 64 << 10;
+
+/// Idle bytes that the pool may keep beside a full window.
+const IDLE_BYTES_MIN: usize = 32 << 20;
 
 /// Delivered bytes after which an acknowledgement goes out though there is more to read.
 const UNACKNOWLEDGED_BYTES_MAX: usize = 1 << 20;
