@@ -1,9 +1,13 @@
 //! When silence is death.
 
 /// Ticks in one heartbeat limit.
-pub(crate) const TICKS: u32 = 8;
+pub(crate) const TICKS: u32 = 9;
 
-/// How long the peer has been silent, in ticks of an eighth of the heartbeat limit rather than by a
+/// Whole ticks of silence after which the peer is given up. One less than there are would do if timers
+/// were exact; one more than that is left for their lateness, which adds up.
+const SILENT_TICKS_MAX: u32 = TICKS - 2;
+
+/// How long the peer has been silent, in ticks of a ninth of the heartbeat limit rather than by a
 /// clock, so that a process that was itself stopped does not take its peer for dead: however long it
 /// was, that is one tick, and then it reads what has come meanwhile.
 #[derive(Debug, Default)]
@@ -18,12 +22,12 @@ impl Silence {
         self.heard = true;
     }
 
-    /// An eighth of the limit has passed while we were reading. True if the peer is to be given up:
-    /// its last byte came seven to eight ticks ago, so never later than the limit.
+    /// A ninth of the limit has passed while we were reading. True if the peer is to be given up: its
+    /// last byte came seven to eight ticks ago, which is within the limit.
     #[must_use]
     pub(crate) fn tick(&mut self) -> bool {
         self.ticks = if std::mem::take(&mut self.heard) { 0 } else { self.ticks + 1 };
-        self.ticks >= TICKS - 1
+        self.ticks >= SILENT_TICKS_MAX
     }
 
     /// We have not been reading, so the peer may have been kept from speaking: counts anew.
@@ -42,7 +46,7 @@ mod tests {
         silence.hear();
         // The first tick after a byte says nothing: the byte may have come just before it.
         assert!(!silence.tick());
-        for _ in 1..TICKS - 1 {
+        for _ in 1..SILENT_TICKS_MAX {
             assert!(!silence.tick());
         }
         assert!(silence.tick());
@@ -53,7 +57,7 @@ mod tests {
     #[test]
     fn a_peer_that_was_kept_from_speaking_gets_the_whole_limit_again() {
         let mut silence = Silence::default();
-        for _ in 0..TICKS - 2 {
+        for _ in 0..SILENT_TICKS_MAX - 1 {
             assert!(!silence.tick());
         }
         silence.excuse();

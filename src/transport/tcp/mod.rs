@@ -45,7 +45,7 @@
 //! # Staying alive
 //!
 //! Each end tells the other its heartbeat limit, and sends a sign of life when it has sent nothing
-//! for an eighth of the other's. Any byte counts as one. An end that hears nothing for its own limit
+//! for a ninth of the other's. Any byte counts as one. An end that hears nothing for its own limit
 //! gives the peer up for good: it may be frozen in the middle of anything. A receiver counts only
 //! while it reads, since a sender that is kept waiting in the middle of a payload can't speak. A slow
 //! consumer is therefore not a dead one: while its inbox is full, its transport still says that it is
