@@ -3,6 +3,8 @@
 
 #![allow(missing_docs, reason = "a test binary")]
 
+mod cuts;
+mod cutting;
 mod handshake;
 mod hostile;
 mod liveness;
