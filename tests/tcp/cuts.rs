@@ -9,7 +9,8 @@ use kvpipe::store::MemoryStore;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming, TcpOutgoing};
 use kvpipe::{Error, Item, Pipe, Result};
 
-use crate::cutting::{Cut, CuttingNet, Loss, Way};
+use crate::cutting::{Cut, CuttingNet, Loss};
+use crate::proxy::Way;
 use crate::support::{V4, item, limits, ring};
 
 /// A None, an item that travels next to its header, and one that does not.

@@ -13,18 +13,11 @@ use kvpipe::net::{Listener, Net, SocketOptions, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
+use crate::proxy::Way;
+
 /// Bytes that are on their way in one direction at most: fewer than the large item of the exchanges
 /// has, so that writers must wait.
 const CAPACITY: usize = 4096;
-
-/// A direction of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// From the connector, which sends items.
-    Forth,
-    /// From the listener, which replies.
-    Back,
-}
 
 /// What becomes of the bytes that are on their way when a connection breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use kvpipe::{DType, Error, Pipe, PipeConfig, Shape};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::proxy::Proxy;
 use crate::support::{PATIENCE, V4, config, item, limits, receiver, sender, transfers};
 
 /// No checksums, so that hand-made frames are easy to write.
@@ -196,39 +197,16 @@ async fn a_frame_that_is_none_is_refused() {
 async fn a_payload_that_was_altered_on_the_way_is_refused() {
     let store = MemoryStore::new();
     let (receiver, address) = receiver(&store, V4, config(), limits()).await;
-    let listener = TcpListener::bind(V4).await.unwrap();
-    let proxied = listener.local_addr().unwrap().to_string();
-    store.set("kvpipe//1/address", proxied.into(), PATIENCE).await.unwrap();
+    let proxy = Proxy::before(address, &store).await;
+    // In the middle of the payload.
+    proxy.turns_a_bit_in(20_000);
     let pipe = sender(&store, config(), limits());
     pipe.try_send(item(50_000, 1)).unwrap();
-    // Between the two, somebody turns one bit in the middle of the payload.
-    let (client, _) = listener.accept().await.unwrap();
-    let server = TcpStream::connect(address).await.unwrap();
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let forth = async {
-        let (mut passed, mut buffer) = (0, [0; 1000]);
-        while let Ok(read) = from_client.read(&mut buffer).await
-            && read > 0
-        {
-            if (20_000..).contains(&passed) && (..21_000).contains(&passed) {
-                buffer[0] ^= 1;
-            }
-            passed += read;
-            if to_server.write_all(&buffer[..read]).await.is_err() {
-                break;
-            }
-        }
-    };
-    let back = tokio::io::copy(&mut from_server, &mut to_client);
-    let ends = async {
-        let error = receiver.recv().await.unwrap_err();
-        assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");
-        assert!(error.to_string().contains("checksum"), "{error}");
-        assert!(matches!(pipe.close().await, Err(Error::PeerAborted { .. })));
-        assert_eq!(pipe.undelivered().len(), 1);
-    };
-    let (_, _, ()) = tokio::join!(forth, back, ends);
+    let error = receiver.recv().await.unwrap_err();
+    assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");
+    assert!(error.to_string().contains("checksum"), "{error}");
+    assert!(matches!(pipe.close().await, Err(Error::PeerAborted { .. })));
+    assert_eq!(pipe.undelivered().len(), 1);
 }
 
 #[tokio::test]

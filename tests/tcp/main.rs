@@ -8,6 +8,7 @@ mod cutting;
 mod handshake;
 mod hostile;
 mod liveness;
+mod proxy;
 mod resume;
 mod support;
 mod trickle;
