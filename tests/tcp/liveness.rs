@@ -116,6 +116,28 @@ async fn an_idle_pipe_whose_ends_have_different_heartbeat_limits_is_not_dead() {
     transfers(&sender, &receiver, &[item(5, 1)]).await;
 }
 
+#[tokio::test]
+async fn neither_a_slow_consumer_nor_a_long_rest_nor_a_burst_after_it_is_death() {
+    let store = MemoryStore::new();
+    let quick = heartbeat(Duration::from_millis(300));
+    let narrow = PipeConfig { max_items: 4, ..limits() };
+    let (receiver, _) = receiver(&store, V4, quick.clone(), narrow).await;
+    let sender = sender(&store, quick, limits());
+    let items: Vec<_> = (0..200).map(|mark| item(usize::from(mark) * 50, mark)).collect();
+    for item in &items {
+        sender.send(item.clone()).await.unwrap();
+    }
+    // Its inbox is full, and stays so for a while.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for item in &items {
+        assert_eq!(&receiver.recv_timeout(PATIENCE).await.unwrap(), item);
+    }
+    sender.flush().await.unwrap();
+    // Nobody has anything to say.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    transfers(&sender, &receiver, &items).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receiver_stays_alive_through_a_payload_that_takes_longer_than_the_heartbeat_limit() {
     const LARGE: usize = 512 << 20;

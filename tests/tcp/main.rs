@@ -10,5 +10,6 @@ mod hostile;
 mod liveness;
 mod proxy;
 mod resume;
+mod sessions;
 mod support;
 mod trickle;
