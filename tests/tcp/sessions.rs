@@ -137,6 +137,8 @@ async fn of_many_connections_of_a_session_the_newest_stays() {
         assert_eq!(received(&receiver).await, b"another");
     }
     older.write_all(&bytes_of(&Frame::Close { items: 30 })).await.unwrap();
+    assert_eq!(read_reply(&mut older).await, Some(Reply::Finished { taken: 30 }));
+    older.write_all(&bytes_of(&Frame::Goodbye)).await.unwrap();
     assert!(receiver.recv_timeout(PATIENCE).await.unwrap_err().is_closed());
 }
 
