@@ -5,12 +5,13 @@ use std::net::SocketAddr;
 use kvpipe::store::{MemoryStore, Store};
 use kvpipe::transport::tcp::TcpConfig;
 use kvpipe::wire::frame::{Frame, Reply, frame_in};
-use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, RefusalReason, Verdict, Welcome};
+use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, RefusalReason, SessionId, Verdict, Welcome};
 use kvpipe::wire::metadata::{Metadata, TensorMetadata};
 use kvpipe::{DType, Error, Pipe, PipeConfig, Shape};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::proxy::Proxy;
 use crate::support::{PATIENCE, V4, config, item, limits, receiver, sender, transfers};
 
 /// No checksums, so that hand-made frames are easy to write.
@@ -53,42 +54,72 @@ pub(crate) fn endpoint() -> Endpoint {
 
 /// A connector that shakes hands properly, and then sends whatever the test wants.
 pub(crate) async fn connector(address: SocketAddr) -> TcpStream {
+    let knock = knock(address, endpoint().session, None).await;
+    assert_eq!(knock.verdict, Verdict::Accepted { received: 0 });
+    knock.stream
+}
+
+/// A connection to a listener that has heard everything it has to know.
+pub(crate) struct Knock {
+    pub(crate) stream: TcpStream,
+    /// The listener's session.
+    pub(crate) listener: SessionId,
+    pub(crate) verdict: Verdict,
+}
+
+/// Shakes hands as the connector of a session, which means to resume `peer_session`.
+pub(crate) async fn knock(address: SocketAddr, session: SessionId, peer_session: Option<SessionId>) -> Knock {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut bytes = Vec::new();
-    Hello { endpoint: endpoint(), peer_session: None }.encode_into(&mut bytes);
+    Hello { endpoint: Endpoint { session, ..endpoint() }, peer_session }.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let mut magic = [0; 8];
     stream.read_exact(&mut magic).await.unwrap();
     let answer = read_frame(&mut stream).await.unwrap();
-    assert!(matches!(Answer::decode(&answer).unwrap(), Answer::Welcome(_)));
+    let Answer::Welcome(welcome) = Answer::decode(&answer).unwrap() else { panic!("refused") };
     bytes.clear();
     Proof { proof: [0; 32] }.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
-    let verdict = read_frame(&mut stream).await.unwrap();
-    assert_eq!(Verdict::decode(&verdict).unwrap(), Verdict::Accepted { received: 0 });
-    stream
+    let verdict = Verdict::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
+    Knock { stream, listener: welcome.endpoint.session, verdict }
 }
 
 /// A listener that shakes hands properly with the next sender.
 pub(crate) async fn listener(store: &MemoryStore, sender: impl FnOnce() -> Pipe) -> (TcpStream, Pipe) {
+    let listener = published(store).await;
+    let pipe = sender();
+    let (_, stream) = welcome(&listener, endpoint().session, &Verdict::Accepted { received: 0 }).await;
+    (stream, pipe)
+}
+
+/// A socket at which rank 1 is said to listen.
+pub(crate) async fn published(store: &MemoryStore) -> TcpListener {
     let listener = TcpListener::bind(V4).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     store.set("kvpipe//1/address", address.into(), PATIENCE).await.unwrap();
-    let pipe = sender();
+    listener
+}
+
+/// Shakes hands as the listener of a session with the next who comes.
+pub(crate) async fn welcome(
+    listener: &TcpListener,
+    session: SessionId,
+    verdict: &Verdict,
+) -> (Hello, TcpStream) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut magic = [0; 8];
     stream.read_exact(&mut magic).await.unwrap();
-    let hello = read_frame(&mut stream).await.unwrap();
-    Hello::decode(&hello).unwrap();
+    let hello = Hello::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
     let mut bytes = Vec::new();
-    Answer::Welcome(Welcome { endpoint: endpoint(), proof: [0; 32] }).encode_into(&mut bytes);
+    let endpoint = Endpoint { session, ..endpoint() };
+    Answer::Welcome(Welcome { endpoint, proof: [0; 32] }).encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
     let proof = read_frame(&mut stream).await.unwrap();
     Proof::decode(&proof).unwrap();
     bytes.clear();
-    Verdict::Accepted { received: 0 }.encode_into(&mut bytes);
+    verdict.encode_into(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
-    (stream, pipe)
+    (hello, stream)
 }
 
 /// The body of the next frame, or None at the end of the stream.
@@ -165,18 +196,7 @@ async fn a_duplicate_over_the_limit_is_refused_before_a_byte_of_it_is_awaited() 
 async fn a_first_connection_that_claims_an_earlier_one_is_refused() {
     let store = MemoryStore::new();
     let (_receiver, address) = receiver(&store, V4, plain(), limits()).await;
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let mut bytes = Vec::new();
-    Hello { endpoint: endpoint(), peer_session: Some([1; 16]) }.encode_into(&mut bytes);
-    stream.write_all(&bytes).await.unwrap();
-    let mut magic = [0; 8];
-    stream.read_exact(&mut magic).await.unwrap();
-    let answer = Answer::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
-    assert!(matches!(answer, Answer::Welcome(_)), "{answer:?}");
-    bytes.clear();
-    Proof { proof: [0; 32] }.encode_into(&mut bytes);
-    stream.write_all(&bytes).await.unwrap();
-    let verdict = Verdict::decode(&read_frame(&mut stream).await.unwrap()).unwrap();
+    let verdict = knock(address, endpoint().session, Some([1; 16])).await.verdict;
     let Verdict::Refusal(refusal) = verdict else { panic!("{verdict:?}") };
     assert_eq!(refusal.reason, RefusalReason::Session);
 }
@@ -196,39 +216,16 @@ async fn a_frame_that_is_none_is_refused() {
 async fn a_payload_that_was_altered_on_the_way_is_refused() {
     let store = MemoryStore::new();
     let (receiver, address) = receiver(&store, V4, config(), limits()).await;
-    let listener = TcpListener::bind(V4).await.unwrap();
-    let proxied = listener.local_addr().unwrap().to_string();
-    store.set("kvpipe//1/address", proxied.into(), PATIENCE).await.unwrap();
+    let proxy = Proxy::before(address, &store).await;
+    // In the middle of the payload.
+    proxy.turns_a_bit_in(20_000);
     let pipe = sender(&store, config(), limits());
     pipe.try_send(item(50_000, 1)).unwrap();
-    // Between the two, somebody turns one bit in the middle of the payload.
-    let (client, _) = listener.accept().await.unwrap();
-    let server = TcpStream::connect(address).await.unwrap();
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let forth = async {
-        let (mut passed, mut buffer) = (0, [0; 1000]);
-        while let Ok(read) = from_client.read(&mut buffer).await
-            && read > 0
-        {
-            if (20_000..).contains(&passed) && (..21_000).contains(&passed) {
-                buffer[0] ^= 1;
-            }
-            passed += read;
-            if to_server.write_all(&buffer[..read]).await.is_err() {
-                break;
-            }
-        }
-    };
-    let back = tokio::io::copy(&mut from_server, &mut to_client);
-    let ends = async {
-        let error = receiver.recv().await.unwrap_err();
-        assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");
-        assert!(error.to_string().contains("checksum"), "{error}");
-        assert!(matches!(pipe.close().await, Err(Error::PeerAborted { .. })));
-        assert_eq!(pipe.undelivered().len(), 1);
-    };
-    let (_, _, ()) = tokio::join!(forth, back, ends);
+    let error = receiver.recv().await.unwrap_err();
+    assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");
+    assert!(error.to_string().contains("checksum"), "{error}");
+    assert!(matches!(pipe.close().await, Err(Error::PeerAborted { .. })));
+    assert_eq!(pipe.undelivered().len(), 1);
 }
 
 #[tokio::test]
@@ -396,7 +393,7 @@ async fn a_receiver_whose_peer_never_comes_closes_within_the_close_timeout() {
     closing.await.expect("the close returns").unwrap();
 }
 
-fn bytes_of_reply(reply: &Reply) -> Vec<u8> {
+pub(crate) fn bytes_of_reply(reply: &Reply) -> Vec<u8> {
     let mut bytes = Vec::new();
     reply.encode_into(&mut bytes);
     bytes

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::hostile::{bytes_of, connector, listener, plain, read_reply, tensor};
+use crate::proxy::{Flow, Proxy, Way};
 use crate::support::{PATIENCE, SHORT, V4, config, item, limits, receiver, ring, sender, transfers};
 
 fn heartbeat(limit: Duration) -> TcpConfig {
@@ -113,6 +114,28 @@ async fn an_idle_pipe_whose_ends_have_different_heartbeat_limits_is_not_dead() {
     assert_eq!(receiver.recv().await.unwrap(), None);
     tokio::time::sleep(Duration::from_secs(1)).await;
     transfers(&sender, &receiver, &[item(5, 1)]).await;
+}
+
+#[tokio::test]
+async fn neither_a_slow_consumer_nor_a_long_rest_nor_a_burst_after_it_is_death() {
+    let store = MemoryStore::new();
+    let quick = heartbeat(Duration::from_millis(300));
+    let narrow = PipeConfig { max_items: 4, ..limits() };
+    let (receiver, _) = receiver(&store, V4, quick.clone(), narrow).await;
+    let sender = sender(&store, quick, limits());
+    let items: Vec<_> = (0..200).map(|mark| item(usize::from(mark) * 50, mark)).collect();
+    for item in &items {
+        sender.send(item.clone()).await.unwrap();
+    }
+    // Its inbox is full, and stays so for a while.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    for item in &items {
+        assert_eq!(&receiver.recv_timeout(PATIENCE).await.unwrap(), item);
+    }
+    sender.flush().await.unwrap();
+    // Nobody has anything to say.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    transfers(&sender, &receiver, &items).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -294,30 +317,12 @@ async fn a_close_that_never_reached_the_peer_is_no_success() {
 async fn a_close_does_not_give_up_while_a_large_payload_is_moving() {
     let store = MemoryStore::new();
     let hasty = PipeConfig { close_timeout: Duration::from_secs(2), max_item_bytes: 64 << 20, ..limits() };
-    // A slow link, about 10 MB/s: longer than the timeout in all, but what the sockets on the way
-    // hold passes within it.
-    let listener = tokio::net::TcpListener::bind(V4).await.unwrap();
     let (receiver, address) = receiver(&store, V4, config(), hasty.clone()).await;
-    let proxied = listener.local_addr().unwrap().to_string();
-    store.set("kvpipe//1/address", proxied.into(), PATIENCE).await.unwrap();
+    let proxy = Proxy::before(address, &store).await;
+    // Longer than the timeout in all, but what the sockets on the way hold passes within it.
+    proxy.flows(Way::Forth, Flow::Slow { bytes_per_second: 10_000_000 });
     let pipe = sender(&store, config(), hasty);
     pipe.try_send(item(40 << 20, 1)).unwrap();
-    let (client, _) = listener.accept().await.unwrap();
-    let server = TcpStream::connect(address).await.unwrap();
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    tokio::spawn(async move {
-        let mut buffer = vec![0; 1 << 20];
-        while let Ok(read) = tokio::io::AsyncReadExt::read(&mut from_client, &mut buffer).await
-            && read > 0
-        {
-            if to_server.write_all(&buffer[..read]).await.is_err() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis((read / 10_000) as u64)).await;
-        }
-    });
-    tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
     let (closed, received) = tokio::join!(pipe.close(), receiver.recv());
     closed.unwrap();
     received.unwrap();

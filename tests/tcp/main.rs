@@ -3,9 +3,13 @@
 
 #![allow(missing_docs, reason = "a test binary")]
 
+mod cuts;
+mod cutting;
 mod handshake;
 mod hostile;
 mod liveness;
+mod proxy;
 mod resume;
+mod sessions;
 mod support;
 mod trickle;
