@@ -75,7 +75,7 @@ fn words(transport: DemoTransport) -> Words {
             title: "kvpipe over TCP loopback, beside bare sockets",
             between: "two processes on one machine",
             limit: "bare socket, best read size",
-            y: "throughput, GB/s (10^9 bytes)",
+            y: "throughput in GB/s (10⁹ bytes)",
         },
         DemoTransport::Memory => Words {
             title: "kvpipe in memory, beside a channel of std",
@@ -129,13 +129,15 @@ fn paint(svg: &mut String, plan: &Plan, sizes: &[&SizeMeasurement]) -> Drawn {
     paint_axes(&mut chart, words.y)?;
     paint_curve(&mut chart, &limit, LIMIT)?;
     paint_curve(&mut chart, &pipe, PIPE)?;
-    paint_ratios(&mut chart, &pipe, &limit)?;
+    paint_ratios(&mut chart, &pipe, &limit, highest)?;
     area.present()?;
     Ok(())
 }
 
-/// For the ratios, which stand above the curves.
-const ROOM_ABOVE: f64 = 1.15;
+/// For the ratios that stand above a curve.
+const ROOM_ABOVE: f64 = 1.12;
+/// For those that stand below it.
+const ROOM_BELOW: f64 = 0.1;
 
 fn font(size: f64, style: FontStyle, colour: RGBColor) -> TextStyle<'static> {
     FontDesc::new(FontFamily::SansSerif, size, style).color(&colour)
@@ -181,12 +183,18 @@ fn paint_curve(chart: &mut Chart<'_, '_>, points: &[Point], colour: RGBColor) ->
     Ok(())
 }
 
-fn paint_ratios(chart: &mut Chart<'_, '_>, pipe: &[Point], limit: &[Point]) -> Drawn {
-    let style = font(15.0, FontStyle::Bold, PIPE).pos(Pos::new(HPos::Center, VPos::Bottom));
+fn paint_ratios(chart: &mut Chart<'_, '_>, pipe: &[Point], limit: &[Point], highest: f64) -> Drawn {
+    let style = font(15.0, FontStyle::Bold, PIPE);
     chart.draw_series(pipe.iter().zip(limit).map(|(pipe, limit)| {
-        let above = (pipe.0, pipe.1.max(limit.1));
+        // On the side where the other curve is not, unless the axis is there.
+        let below = pipe.1 <= limit.1 && pipe.1 > ROOM_BELOW * highest;
+        let (at, vertical, offset) = match below {
+            true => (pipe.1, VPos::Top, 10),
+            false => (pipe.1.max(limit.1), VPos::Bottom, -10),
+        };
         let percent = format!("{:.0} %", 100.0 * pipe.1 / limit.1);
-        EmptyElement::at(above) + Text::new(percent, (0, -10), style.clone())
+        EmptyElement::at((pipe.0, at))
+            + Text::new(percent, (0, offset), style.clone().pos(Pos::new(HPos::Center, vertical)))
     }))?;
     Ok(())
 }
