@@ -76,7 +76,7 @@ impl Bare {
         let mut receiver = BareReceiver::new(accepted).expect("a socket takes options");
         let receiving = move || {
             for (items, read_cap) in orders {
-                receiver.receive(size, items, read_cap).expect("the sender sends all");
+                receiver.receive(&[size], items, read_cap).expect("the sender sends all");
             }
         };
         thread::Builder::new().spawn(receiving).expect("a thread");

@@ -67,8 +67,9 @@ impl BareSender {
         items: u64,
         budget: usize,
     ) -> io::Result<Duration> {
-        let size = sources.first().map_or(1, |source| source.as_ref().len().max(1));
-        let in_flight = u64::try_from(budget / size).unwrap_or(u64::MAX).clamp(1, IN_FLIGHT_ITEMS_MAX);
+        // Of sources that differ, by the largest: never more bytes than the budget.
+        let size = sources.iter().map(|source| source.as_ref().len()).max().unwrap_or(0);
+        let in_flight = u64::try_from(budget / size.max(1)).unwrap_or(u64::MAX).clamp(1, IN_FLIGHT_ITEMS_MAX);
         let acknowledged = Acknowledged::default();
         let reader = &self.stream;
         let mut writer = &self.stream;
@@ -128,20 +129,21 @@ impl BareReceiver {
         Ok(Self { stream: prepared(stream)?, buffers: Vec::new(), next: 0 })
     }
 
-    /// Receives `items` of `size` bytes, at most `read_cap` of them with one `read`, and acknowledges
-    /// each.
+    /// Receives `items` of these sizes in turn, at most `read_cap` bytes with one `read`, and
+    /// acknowledges each.
     ///
     /// # Errors
     /// Whatever the socket says.
-    pub(crate) fn receive(&mut self, size: usize, items: u64, read_cap: usize) -> io::Result<()> {
-        if self.buffers.first().is_none_or(|buffer| buffer.len() != size) {
+    pub(crate) fn receive(&mut self, sizes: &[usize], items: u64, read_cap: usize) -> io::Result<()> {
+        let largest = sizes.iter().copied().max().unwrap_or(0);
+        if self.buffers.first().is_none_or(|buffer| buffer.len() != largest) {
             // Those of another size first, or there were twice as many.
             self.buffers.clear();
-            self.buffers.resize_with(KEPT_ITEMS + 1, || vec![0; size]);
+            self.buffers.resize_with(KEPT_ITEMS + 1, || vec![0; largest]);
         }
-        for _ in 0..items {
+        for (_, &size) in (0..items).zip(sizes.iter().cycle()) {
             self.next = (self.next + 1) % self.buffers.len();
-            let buffer = &mut self.buffers[self.next];
+            let buffer = &mut self.buffers[self.next][..size];
             let mut received = 0;
             while received < size {
                 let most = size.min(received.saturating_add(read_cap));

@@ -80,7 +80,7 @@ impl Receiver {
                 }
                 Step::Bare { size, items, read_cap } => {
                     self.control.answer().await?;
-                    self.on_bare(move |bare| bare.receive(size, items, read_cap)).await?;
+                    self.on_bare(move |bare| bare.receive(&[size], items, read_cap)).await?;
                 }
                 Step::BareEcho { size, count } => {
                     self.control.answer().await?;

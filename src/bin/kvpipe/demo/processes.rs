@@ -14,6 +14,7 @@ use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 
+use super::bare::BareEdges;
 use super::exchange::{self, Workloads};
 use super::report::RankReport;
 use crate::args::{DemoArgs, DemoRankArgs};
@@ -159,9 +160,11 @@ async fn exchange_all(
     let config = endpoint::tcp_config(&args.pipe, "demo", timeout)?;
     let address = SocketAddr::new(LOOPBACK, 0);
     let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
-    let (pipe, driver) = exchange::pipe(transport, endpoint::pipe_config(&args.pipe, timeout));
+    let limits = endpoint::pipe_config(&args.pipe, timeout);
+    let bare = BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?;
+    let (pipe, driver) = exchange::pipe(transport, limits);
     tokio::spawn(driver);
-    exchange::run(&pipe, &store, ring, &workloads, timeout, |bytes| {
+    exchange::run(&pipe, &store, ring, &workloads, Some(bare), timeout, |bytes| {
         tell_parent(output, &Event::Checked(bytes))
     })
     .await
