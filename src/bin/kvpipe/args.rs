@@ -1,7 +1,8 @@
 //! What the command line takes. The doc comments of fields are the help text.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvpipe::transport::Ring;
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     #[command(hide = true)]
     DemoRank(DemoRankArgs),
+    Bench(BenchArgs),
+    #[command(hide = true)]
+    BenchPeer(BenchPeerArgs),
     Store(StoreArgs),
     Send(SendArgs),
     Recv(RecvArgs),
@@ -139,6 +143,91 @@ pub(crate) struct DemoRankArgs {
 
     #[arg(long)]
     pub(crate) timeout: Seconds,
+}
+
+/// Measure throughput and latency by item size, beside the fastest that bare sockets are in the same run
+///
+/// Two processes on this machine, each with one thread for its pipe.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = BENCH_EXAMPLES)]
+pub(crate) struct BenchArgs {
+    /// Bytes of an item, one size after the other
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', default_value = DEFAULT_SIZES)]
+    pub(crate) sizes: Vec<ByteSize>,
+
+    /// How the items travel; memory: between two threads of one process, nothing is copied
+    #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
+    pub(crate) transport: DemoTransport,
+
+    /// Bytes of tensors that each end holds at most; the bare socket has as many unacknowledged
+    /// [default: 1GB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) buffer_size: Option<ByteSize>,
+
+    /// How often each figure is measured; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) rounds: u16,
+
+    /// Seconds that a single measurement takes, about
+    #[arg(long, value_name = "S", default_value = "0.2")]
+    pub(crate) seconds: Seconds,
+
+    /// Print JSON lines
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Draw throughput by item size into this file; needs a build with the feature "plot"
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+const DEFAULT_SIZES: &str = "64KiB,1MiB,4MiB,16MiB,64MiB";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  kvpipe bench
+  kvpipe bench --sizes 65536,4194304 --json
+  kvpipe bench --transport memory
+";
+
+/// One of the two processes of a benchmark, started by `bench`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchPeerArgs {
+    #[arg(long, value_enum)]
+    pub(crate) role: BenchRole,
+
+    /// Where the receiver's store listens; the receiver itself chooses a port and prints it
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) store: Option<SocketAddr>,
+
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) sizes: Vec<ByteSize>,
+
+    #[arg(long)]
+    pub(crate) buffer_size: ByteSize,
+
+    #[arg(long)]
+    pub(crate) rounds: u16,
+
+    #[arg(long)]
+    pub(crate) seconds: Seconds,
+
+    /// Fill both ends, and measure nothing
+    #[arg(long)]
+    pub(crate) memory: bool,
+}
+
+impl BenchPeerArgs {
+    /// How long one measurement may take before the other process counts as stuck.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(60).saturating_add(self.seconds.0.saturating_mul(100))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchRole {
+    Send,
+    Receive,
 }
 
 /// Run a store through which ranks find each other

@@ -1,4 +1,4 @@
-//! The kvpipe command line: `demo`, `store`, `send` and `recv`.
+//! The kvpipe command line: `demo`, `bench`, `store`, `send` and `recv`.
 //!
 //! Standard output has the results only (with `--json`, nothing but JSON lines); notes, progress and
 //! errors go to standard error. The exit code is 0 for success, 1 for a failure and 2 for arguments
@@ -9,6 +9,10 @@
 
 #[cfg(not(loom))]
 mod args;
+#[cfg(not(loom))]
+mod bench;
+#[cfg(not(loom))]
+mod children;
 #[cfg(not(loom))]
 mod demo;
 #[cfg(not(loom))]

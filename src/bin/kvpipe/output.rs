@@ -26,10 +26,25 @@ impl Output {
     /// is in bytes; `None` where it is not known.
     pub(crate) fn with_progress(mut self, bytes: Option<u64>) -> Self {
         let template = if bytes.is_some() { BAR } else { SPINNER };
-        // The templates are ours and a test parses both; the default style would do as well.
+        // The templates are ours and a test parses them; the default style would do as well.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         self.bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr()).with_style(style);
         self
+    }
+
+    /// With what is being done on standard error, if that is a terminal.
+    pub(crate) fn with_spinner(mut self) -> Self {
+        let style = ProgressStyle::with_template(DOING).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
+        self
+    }
+
+    /// What is being done.
+    pub(crate) fn doing(&self, what: &str) {
+        if !self.bar.is_hidden() {
+            self.bar.set_message(format!("measuring {what}"));
+            self.bar.tick();
+        }
     }
 
     /// How many bytes have been moved, and what is being done.
@@ -110,6 +125,7 @@ pub(crate) fn to_stderr(text: impl fmt::Display) {
 }
 
 const BAR: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+const DOING: &str = "{msg} ...";
 const SPINNER: &str = "{spinner} {msg} {bytes} {binary_bytes_per_sec}";
 
 #[cfg(test)]
@@ -117,8 +133,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_progress_templates_are_valid() {
-        for template in [BAR, SPINNER] {
+    fn all_progress_templates_are_valid() {
+        for template in [BAR, SPINNER, DOING] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

@@ -4,10 +4,11 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::runtime::Builder;
 
 use crate::args::{Arguments, Command};
 use crate::failure::Failure;
-use crate::{demo, receive, send, serve};
+use crate::{bench, demo, receive, send, serve};
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
@@ -24,7 +25,12 @@ pub(crate) fn main() -> ExitCode {
 const WORKER_THREADS: usize = 2;
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut builder = match command {
+        // Figures are for the cheapest runtime, which is what a rank that has one pipe would use.
+        Command::BenchPeer(_) => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    let runtime = builder
         .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()
@@ -33,6 +39,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         match command {
             Command::Demo(demo) => demo::run(demo).await,
             Command::DemoRank(rank) => demo::run_rank(rank).await,
+            Command::Bench(bench) => bench::run(bench).await,
+            Command::BenchPeer(peer) => bench::run_peer(peer).await,
             Command::Store(store) => serve::run(store).await,
             Command::Send(send) => send::run(send).await,
             Command::Recv(recv) => receive::run(recv).await,

@@ -42,6 +42,18 @@ impl FromStr for ByteSize {
     }
 }
 
+/// As it is written on a command line: `64KiB`, or `65537`.
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let whole = units.into_iter().find(|(bits, _)| self.0.trailing_zeros() >= *bits && self.0 > 0);
+        match whole {
+            Some((bits, unit)) => write!(f, "{} {unit}", self.0 >> bits),
+            None => write!(f, "{} B", self.0),
+        }
+    }
+}
+
 /// Above 2^53 a float is no longer exact to the byte.
 const EXACT_IN_FLOAT: f64 = 9_007_199_254_740_992.0;
 

@@ -17,6 +17,7 @@ use kvpipe::transport::{Ring, Transport};
 use kvpipe::{Error, Pipe, PipeConfig};
 use tokio::time::{Instant, timeout};
 
+use super::bare::BareEdges;
 use super::report::RankReport;
 use super::workload::{Part, Request, Workload};
 use crate::args::WorkloadArgs;
@@ -41,12 +42,14 @@ pub(super) fn pipe(transport: impl Transport, config: PipeConfig) -> (Pipe, Driv
     Pipe::new(outgoing, incoming, config)
 }
 
-/// Exchanges all requests and closes the pipe. Tells `progress` the bytes of each checked request.
+/// Exchanges all requests and closes the pipe; after each, has bare sockets do the same, if there are
+/// any. Tells `progress` the bytes of each checked request.
 pub(super) async fn run(
     pipe: &Pipe,
     store: &impl Store,
     ring: Ring,
     workloads: &Workloads,
+    mut bare: Option<BareEdges>,
     patience: Duration,
     mut progress: impl FnMut(u64) -> Result<(), Failure>,
 ) -> Result<RankReport, Failure> {
@@ -67,6 +70,12 @@ pub(super) async fn run(
         })?;
         sending?;
         report.add(received.items.len(), expected.bytes(), elapsed, &received.latencies);
+        drop(received);
+        if let Some(edges) = bare.take() {
+            let (edges, limit) = edges.time(&meeting, sent, expected).await?;
+            report.add_limit(limit);
+            bare = Some(edges);
+        }
         progress(expected.bytes())?;
     }
     pipe.close().await?;
@@ -88,7 +97,7 @@ async fn greet(pipe: &Pipe, ring: Ring, patience: Duration) -> Result<(), Failur
 }
 
 /// Where all ranks wait for each other.
-struct Meeting<'a, S> {
+pub(super) struct Meeting<'a, S> {
     store: &'a S,
     ring: Ring,
     request: usize,
@@ -96,7 +105,7 @@ struct Meeting<'a, S> {
 }
 
 impl<S: Store> Meeting<'_, S> {
-    async fn all_are_at(&self, point: &str) -> Result<(), Failure> {
+    pub(super) async fn all_are_at(&self, point: &str) -> Result<(), Failure> {
         let Self { store, ring, request, patience } = *self;
         let (count, go) = (format!("demo/{request}/{point}"), format!("demo/{request}/{point}/go"));
         let arrived = store.add(&count, 1, patience).await?;

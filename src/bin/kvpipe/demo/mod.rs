@@ -1,5 +1,6 @@
 //! `kvpipe demo`: ranks that send each other a KV cache and check every byte.
 
+mod bare;
 mod exchange;
 mod processes;
 mod report;
@@ -50,7 +51,7 @@ async fn in_memory(args: &DemoArgs, stop: &mut StopSignals) -> Result<Vec<RankRe
             let workloads = exchange::Workloads::new(&workload, ring)?;
             let (pipe, driver) = exchange::pipe(transport, config);
             tokio::spawn(driver);
-            exchange::run(&pipe, &store, ring, &workloads, patience, |_| Ok(())).await
+            exchange::run(&pipe, &store, ring, &workloads, None, patience, |_| Ok(())).await
         });
     }
     let outcome = tokio::select! {

@@ -21,13 +21,15 @@ pub(super) struct RankReport {
     /// Of payload.
     bytes: u64,
     elapsed_ns: u64,
+    /// What bare sockets would have taken; None where there are none.
+    limit_ns: Option<u64>,
     /// The time that each item took.
     latencies_ns: Vec<u64>,
 }
 
 impl RankReport {
     pub(super) fn new(rank: usize) -> Self {
-        Self { rank, items: 0, bytes: 0, elapsed_ns: 0, latencies_ns: Vec::new() }
+        Self { rank, items: 0, bytes: 0, elapsed_ns: 0, limit_ns: None, latencies_ns: Vec::new() }
     }
 
     pub(super) fn add(&mut self, items: usize, bytes: u64, elapsed: Duration, latencies: &[Duration]) {
@@ -35,6 +37,11 @@ impl RankReport {
         self.bytes += bytes;
         self.elapsed_ns += nanoseconds(elapsed);
         self.latencies_ns.extend(latencies.iter().copied().map(nanoseconds));
+    }
+
+    /// What bare sockets would have taken for the request that was added.
+    pub(super) fn add_limit(&mut self, elapsed: Duration) {
+        *self.limit_ns.get_or_insert(0) += nanoseconds(elapsed);
     }
 }
 
@@ -79,6 +86,11 @@ struct Row {
     seconds: f64,
     #[serde(rename = "GBps")]
     gigabytes_per_second: f64,
+    /// Of bare sockets; null in memory, and where no payload was moved.
+    #[serde(rename = "limit_GBps")]
+    limit_gigabytes_per_second: Option<f64>,
+    /// Our share of it.
+    ratio: Option<f64>,
     p50_us: f64,
     p99_us: f64,
 }
@@ -89,13 +101,20 @@ impl Summary {
         let edges = ranks.iter().map(|report| Edge {
             from: (report.rank + world_size - 1) % world_size,
             to: report.rank,
-            row: Row::new(report.items, report.bytes, report.elapsed_ns, report.latencies_ns.clone()),
+            row: Row::new(
+                report.items,
+                report.bytes,
+                report.elapsed_ns,
+                report.limit_ns,
+                report.latencies_ns.clone(),
+            ),
         });
         // All edges work at the same time, so the total lasts as long as the slowest.
         let total = Row::new(
             ranks.iter().map(|report| report.items).sum(),
             ranks.iter().map(|report| report.bytes).sum(),
             ranks.iter().map(|report| report.elapsed_ns).max().unwrap_or(0),
+            ranks.iter().map(|report| report.limit_ns).max().flatten(),
             ranks.iter().flat_map(|report| report.latencies_ns.iter().copied()).collect(),
         );
         let model = args.workload.input.is_none().then(|| name_of(args.workload.model));
@@ -112,15 +131,25 @@ impl Summary {
 }
 
 impl Row {
-    fn new(items: u64, bytes: u64, elapsed_ns: u64, mut latencies_ns: Vec<u64>) -> Self {
+    fn new(
+        items: u64,
+        bytes: u64,
+        elapsed_ns: u64,
+        limit_ns: Option<u64>,
+        mut latencies_ns: Vec<u64>,
+    ) -> Self {
         latencies_ns.sort_unstable();
         // Bytes in a nanosecond are gigabytes in a second.
-        let gigabytes_per_second = bytes as f64 / elapsed_ns.max(1) as f64;
+        let speed = |nanoseconds: u64| bytes as f64 / nanoseconds.max(1) as f64;
+        let gigabytes_per_second = speed(elapsed_ns);
+        let limit = limit_ns.filter(|_| bytes > 0).map(speed);
         Self {
             items,
             bytes,
             seconds: elapsed_ns as f64 / 1e9,
             gigabytes_per_second,
+            limit_gigabytes_per_second: limit,
+            ratio: limit.map(|limit| gigabytes_per_second / limit),
             p50_us: percentile(&latencies_ns, 50) as f64 / 1e3,
             p99_us: percentile(&latencies_ns, 99) as f64 / 1e3,
         }
@@ -145,8 +174,8 @@ impl fmt::Display for Table<'_> {
         let Summary { total, edges, transport, .. } = self.0;
         writeln!(
             f,
-            "{:<10} {:>8} {:>12} {:>9} {:>8} {:>10} {:>10}",
-            "RANKS", "ITEMS", "BYTES", "SECONDS", "GB/S", "P50 US", "P99 US"
+            "{:<10} {:>8} {:>12} {:>9} {:>8} {:>10} {:>10} {:>10}",
+            "RANKS", "ITEMS", "BYTES", "SECONDS", "GB/S", "OF SOCKET", "P50 US", "P99 US"
         )?;
         let mut ranks = String::new();
         for Edge { from, to, row } in edges {
@@ -164,11 +193,12 @@ impl fmt::Display for Table<'_> {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { items, bytes, seconds, gigabytes_per_second, p50_us, p99_us } = self;
+        let Self { items, bytes, seconds, gigabytes_per_second, ratio, p50_us, p99_us, .. } = self;
+        let share = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.0} %", 100.0 * ratio));
         let bytes = Size(*bytes).to_string();
         write!(
             f,
-            "{items:>8} {bytes:>12} {seconds:>9.3} {gigabytes_per_second:>8.2} {p50_us:>10.1} {p99_us:>10.1}"
+            "{items:>8} {bytes:>12} {seconds:>9.3} {gigabytes_per_second:>8.2} {share:>10} {p50_us:>10.1} {p99_us:>10.1}"
         )
     }
 }
@@ -187,7 +217,8 @@ mod tests {
 
     #[test]
     fn gigabytes_are_decimal() {
-        let row = Row::new(1, 2_000_000_000, 500_000_000, vec![1500]);
+        let row = Row::new(1, 2_000_000_000, 500_000_000, Some(250_000_000), vec![1500]);
         assert_eq!((row.gigabytes_per_second, row.seconds, row.p50_us), (4.0, 0.5, 1.5));
+        assert_eq!((row.limit_gigabytes_per_second, row.ratio), (Some(8.0), Some(0.5)));
     }
 }

@@ -1,0 +1,107 @@
+//! What the two processes have in common.
+
+use std::io;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kvpipe::net::TokioNet;
+use kvpipe::store::tcp::{ConnectOptions, TcpStore};
+use kvpipe::tensor::BufferPool;
+use kvpipe::transport::Ring;
+use kvpipe::transport::tcp::{GroupName, TcpConfig, TcpTransport};
+use kvpipe::{Pipe, PipeConfig};
+use serde::{Deserialize, Serialize};
+
+use super::control::PipeSettings;
+use super::measurement::Measurement;
+use super::{receiver, sender};
+use crate::args::{BenchPeerArgs, BenchRole};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// What a process tells its parent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Event {
+    /// The receiver's store listens here.
+    Store(SocketAddr),
+    /// What the sender begins with.
+    Measuring(String),
+    /// What the sender has found out.
+    Measured(Measurement),
+    /// The most memory that this process ever had resident, and who it is; None where the system
+    /// does not say.
+    Peak { sends: bool, bytes: Option<u64> },
+}
+
+/// Where the receiver says at which address it awaits the sender.
+pub(super) const CONTROL_KEY: &str = "bench/control";
+
+/// How long the two wait for each other.
+pub(super) const PEER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// One of the two processes.
+pub(crate) async fn run_peer(args: BenchPeerArgs) -> Result<ExitCode, Failure> {
+    let output = Output::new(true);
+    match args.role {
+        BenchRole::Receive => receiver::run(&args, &output).await?,
+        BenchRole::Send => sender::run(&args, &output).await?,
+    }
+    output.json(&Event::Peak { sends: args.role == BenchRole::Send, bytes: peak_resident_bytes() })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn connect_store(address: SocketAddr) -> Result<TcpStore<TokioNet>, Failure> {
+    let mut options = ConnectOptions::default();
+    options.timeout = PEER_PATIENCE;
+    Ok(TcpStore::connect(TokioNet, &address.ip().to_string(), address.port(), options).await?)
+}
+
+/// As much as a transport has by default.
+pub(super) fn pool() -> BufferPool {
+    TcpConfig::default().pool
+}
+
+/// Our end of a pipe, in both directions.
+pub(super) async fn open(
+    rank: usize,
+    store: &TcpStore<TokioNet>,
+    settings: &PipeSettings,
+    pool: BufferPool,
+) -> Result<Pipe, Failure> {
+    let config = TcpConfig {
+        group: GroupName::new(&settings.group)?,
+        checksum: settings.checksum,
+        connect_timeout: PEER_PATIENCE,
+        pool,
+        ..TcpConfig::default()
+    };
+    let address = SocketAddr::from(([127, 0, 0, 1], 0));
+    let transport = TcpTransport::bind(TokioNet, store.clone(), Ring::new(rank, 2)?, address, config).await?;
+    Ok(Pipe::spawn(transport, PipeConfig::default().with_buffer_bytes(settings.buffer_bytes))?)
+}
+
+/// A std socket that blocks.
+pub(super) fn blocking(stream: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Runs what blocks beside the runtime's one thread.
+pub(super) async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::new(format!("bug in kvpipe: a thread ended by {error}")))
+}
+
+/// The high-water mark of our resident memory, where `/proc` tells it.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}

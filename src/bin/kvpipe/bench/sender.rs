@@ -1,0 +1,338 @@
+//! The process that sends: says what comes next, and holds the clock.
+//!
+//! # How the speed is measured
+//!
+//! Every clock starts before the first byte is sent and stops when the receiver has said, over a
+//! socket, that it holds the last item. The bare socket and the pipe send the same few buffers in
+//! turn. A round has each read size of the bare socket, the pipe, and the pipe without checksums once,
+//! and each round begins with another of them. What counts is the median of the rounds of each; the
+//! limit is the read size with the best median.
+
+use std::time::Duration;
+
+use kvpipe::Pipe;
+use kvpipe::net::TokioNet;
+use kvpipe::store::Store;
+use kvpipe::store::tcp::TcpStore;
+use kvpipe::tensor::{BufferPool, Tensor};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::control::{Control, PipeSettings, Step};
+use super::items::{ITEMS_MAX, PACED_ITEMS_MAX, scaled, sources, tensor};
+use super::limit::{BareSender, KEPT_ITEMS, READ_CAPS};
+use super::measurement::{Latency, Limit, Measurement, SizeMeasurement, Speed, median};
+use super::peer::{self, CONTROL_KEY, Event, PEER_PATIENCE};
+use crate::args::BenchPeerArgs;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Of the round trip.
+const SMALL_BYTES: usize = 64;
+
+/// Measures all that the arguments ask for.
+pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Failure> {
+    let address = args.store.ok_or_else(|| Failure::usage("the sender needs --store"))?;
+    let store = peer::connect_store(address).await?;
+    let control = store.get(CONTROL_KEY, PEER_PATIENCE).await?;
+    let control = std::str::from_utf8(&control).ok().and_then(|text| text.parse().ok());
+    let control = control.ok_or_else(|| Failure::new("bug in kvpipe: the receiver has no address"))?;
+    // In this order: the receiver tells them apart by it.
+    let first = Control::connect(control, args.patience()).await?;
+    let bare = TcpStream::connect(control).await.and_then(peer::blocking).and_then(BareSender::new);
+    let bare = bare.map_err(|error| Failure::io("connecting a bare socket", &error))?;
+    let mut sender =
+        Sender { args, store, control: first, bare: Some(bare), pipes: Vec::new(), opened: 0, output };
+    match args.memory {
+        true => sender.fill_memory().await,
+        false => sender.measure_all().await,
+    }
+}
+
+struct Sender<'a> {
+    args: &'a BenchPeerArgs,
+    store: TcpStore<TokioNet>,
+    control: Control,
+    /// Absent while a thread writes to it.
+    bare: Option<BareSender>,
+    pipes: Vec<Pipe>,
+    opened: usize,
+    output: &'a Output,
+}
+
+/// One way to move items of a size.
+#[derive(Clone, Copy)]
+enum Way {
+    Bare { read_cap: usize },
+    Pipe(usize),
+}
+
+/// Of the pipes that are opened for a size.
+const WITH_CHECKSUM: usize = 0;
+const WITHOUT_CHECKSUM: usize = 1;
+
+impl Sender<'_> {
+    async fn measure_all(&mut self) -> Result<(), Failure> {
+        for size in &self.args.sizes {
+            self.begin(format!("items of {size}"))?;
+            let measured = self.measure_size(size.0).await?;
+            self.tell(Measurement::Size(measured))?;
+        }
+        self.begin("items without payload".into())?;
+        let measured = self.measure_nones().await?;
+        self.tell(measured)?;
+        self.begin(format!("a round trip of {SMALL_BYTES} bytes"))?;
+        let measured = self.measure_round_trip().await?;
+        self.tell(measured)?;
+        self.clear().await
+    }
+
+    fn begin(&self, what: String) -> Result<(), Failure> {
+        self.output.json(&Event::Measuring(what))
+    }
+
+    fn tell(&self, measured: Measurement) -> Result<(), Failure> {
+        self.output.json(&Event::Measured(measured))
+    }
+
+    async fn measure_size(&mut self, size: usize) -> Result<SizeMeasurement, Failure> {
+        let sources = sources(size)?;
+        self.clear().await?;
+        self.open(true).await?;
+        self.open(false).await?;
+        let read_caps = READ_CAPS.into_iter().filter(|&cap| cap < size || cap == usize::MAX);
+        let mut ways: Vec<Way> = read_caps.map(|read_cap| Way::Bare { read_cap }).collect();
+        ways.extend([Way::Pipe(WITH_CHECKSUM), Way::Pipe(WITHOUT_CHECKSUM)]);
+        let items = self.calibrate(&sources, &ways).await?;
+        // Few, where each takes long.
+        let paced = (items / 2).clamp(1, PACED_ITEMS_MAX);
+
+        let mut rounds = vec![Vec::new(); ways.len()];
+        let (mut latencies, mut limit_latencies) = (Vec::new(), Vec::new());
+        for round in 0..self.args.rounds as usize {
+            for turn in 0..ways.len() {
+                let way = (round + turn) % ways.len();
+                rounds[way].push(self.time(ways[way], &sources, items).await?);
+            }
+            limit_latencies.extend(self.bare_paced(&sources, paced).await?);
+            latencies.extend(self.pipe_paced(&sources, paced).await?);
+        }
+
+        let mut limits = Vec::new();
+        let (mut pipe, mut without_checksum) = (Speed(0.0), None);
+        for (way, rounds) in ways.iter().zip(rounds) {
+            let speed = Speed::of_rounds(items, rounds);
+            match *way {
+                Way::Bare { read_cap } => {
+                    limits.push(Limit { read_cap: (read_cap != usize::MAX).then_some(read_cap), speed });
+                }
+                Way::Pipe(WITH_CHECKSUM) => pipe = speed,
+                Way::Pipe(_) => without_checksum = Some(speed),
+            }
+        }
+        let limit = Speed(limits.iter().map(|limit| limit.speed.0).fold(0.0, f64::max));
+        let (latency, limit_latency) = (Latency::of(latencies), Latency::of(limit_latencies));
+        Ok(SizeMeasurement { size, items, pipe, limit, limits, without_checksum, latency, limit_latency })
+    }
+
+    /// Uses every way and every buffer once; gives the number of items that keep the bare socket busy
+    /// for as long as a measurement is to take.
+    async fn calibrate(&mut self, sources: &[Tensor], ways: &[Way]) -> Result<u64, Failure> {
+        let warm_up = 2 * (KEPT_ITEMS as u64 + 1);
+        for &way in ways {
+            self.time(way, sources, warm_up).await?;
+        }
+        let wanted = self.args.seconds.0;
+        let mut items = warm_up;
+        loop {
+            let elapsed = self.time(ways[0], sources, items).await?;
+            if elapsed * 4 >= wanted || items >= ITEMS_MAX {
+                return Ok(scaled(items, elapsed, wanted));
+            }
+            items *= 4;
+        }
+    }
+
+    async fn time(&mut self, way: Way, sources: &[Tensor], items: u64) -> Result<Duration, Failure> {
+        match way {
+            Way::Bare { read_cap } => self.bare(sources, items, read_cap).await,
+            Way::Pipe(pipe) => self.pipe(pipe, sources, items).await,
+        }
+    }
+
+    async fn bare(&mut self, sources: &[Tensor], items: u64, read_cap: usize) -> Result<Duration, Failure> {
+        let size = sources.first().map_or(0, Tensor::byte_len);
+        self.control.begin(&Step::Bare { size, items, read_cap }).await?;
+        let (sources, budget) = (payloads(sources)?, self.args.buffer_size.0);
+        self.on_bare(move |bare| bare.send(&sources, items, budget)).await
+    }
+
+    async fn bare_paced(&mut self, sources: &[Tensor], items: u64) -> Result<Vec<Duration>, Failure> {
+        let size = sources.first().map_or(0, Tensor::byte_len);
+        self.control.begin(&Step::Bare { size, items, read_cap: usize::MAX }).await?;
+        let sources = payloads(sources)?;
+        self.on_bare(move |bare| bare.send_paced(&sources, items)).await
+    }
+
+    async fn pipe(&mut self, pipe: usize, sources: &[Tensor], items: u64) -> Result<Duration, Failure> {
+        let step = Step::Pipe { pipe, items };
+        self.control.begin(&step).await?;
+        let pipe = &self.pipes[pipe];
+        let begin = Instant::now();
+        for (_, tensor) in (0..items).zip(sources.iter().cycle()) {
+            pipe.send(Some(tensor.clone())).await?;
+        }
+        self.control.answered(&step).await?;
+        Ok(begin.elapsed())
+    }
+
+    async fn pipe_paced(&mut self, sources: &[Tensor], items: u64) -> Result<Vec<Duration>, Failure> {
+        let step = Step::PipePaced { pipe: WITH_CHECKSUM, items };
+        self.control.begin(&step).await?;
+        let pipe = &self.pipes[WITH_CHECKSUM];
+        let mut latencies = Vec::new();
+        for (_, tensor) in (0..items).zip(sources.iter().cycle()) {
+            let begin = Instant::now();
+            pipe.send(Some(tensor.clone())).await?;
+            self.control.answered(&step).await?;
+            latencies.push(begin.elapsed());
+        }
+        Ok(latencies)
+    }
+
+    async fn measure_nones(&mut self) -> Result<Measurement, Failure> {
+        self.clear().await?;
+        self.open(true).await?;
+        let mut items = 1000;
+        items = loop {
+            let elapsed = self.nones(items).await?;
+            if elapsed * 4 >= self.args.seconds.0 || items >= ITEMS_MAX {
+                break scaled(items, elapsed, self.args.seconds.0);
+            }
+            items *= 4;
+        };
+        let mut rounds = Vec::new();
+        for _ in 0..self.args.rounds {
+            rounds.push(self.nones(items).await?);
+        }
+        Ok(Measurement::Nones { items, speed: Speed::of_rounds(items, rounds), limit: None })
+    }
+
+    async fn nones(&mut self, items: u64) -> Result<Duration, Failure> {
+        let step = Step::Pipe { pipe: WITH_CHECKSUM, items };
+        self.control.begin(&step).await?;
+        let begin = Instant::now();
+        for _ in 0..items {
+            self.pipes[WITH_CHECKSUM].send(None).await?;
+        }
+        self.control.answered(&step).await?;
+        Ok(begin.elapsed())
+    }
+
+    async fn measure_round_trip(&mut self) -> Result<Measurement, Failure> {
+        self.clear().await?;
+        self.open(true).await?;
+        let small = tensor(SMALL_BYTES, 0)?;
+        let mut count = 100;
+        let elapsed: Duration = self.bare_round_trips(count).await?.iter().sum();
+        self.pipe_round_trips(&small, count).await?;
+        count = scaled(count, elapsed, self.args.seconds.0);
+        let (mut pipe, mut limit) = (Vec::new(), Vec::new());
+        for _ in 0..self.args.rounds {
+            limit.push(median(self.bare_round_trips(count).await?));
+            pipe.push(median(self.pipe_round_trips(&small, count).await?));
+        }
+        let [pipe_us, limit_us] = [pipe, limit].map(|rounds| median(rounds).as_secs_f64() * 1e6);
+        Ok(Measurement::RoundTrip { bytes: SMALL_BYTES, pipe_us, limit_us })
+    }
+
+    async fn bare_round_trips(&mut self, count: u64) -> Result<Vec<Duration>, Failure> {
+        self.control.begin(&Step::BareEcho { size: SMALL_BYTES, count }).await?;
+        self.on_bare(move |bare| bare.round_trips(&[7; SMALL_BYTES], count)).await
+    }
+
+    async fn pipe_round_trips(&mut self, tensor: &Tensor, count: u64) -> Result<Vec<Duration>, Failure> {
+        self.control.begin(&Step::PipeEcho { pipe: WITH_CHECKSUM, count }).await?;
+        let pipe = &self.pipes[WITH_CHECKSUM];
+        let mut latencies = Vec::new();
+        for _ in 0..count {
+            let begin = Instant::now();
+            pipe.send(Some(tensor.clone())).await?;
+            pipe.recv().await?;
+            latencies.push(begin.elapsed());
+        }
+        Ok(latencies)
+    }
+
+    /// Sends fresh memory until both ends are full, then lets the receiver take everything while as
+    /// much again is sent.
+    async fn fill_memory(&mut self) -> Result<(), Failure> {
+        self.open(true).await?;
+        let size = self.args.sizes.iter().map(|size| size.0).max().unwrap_or(SMALL_BYTES);
+        let sender = self.pipes[WITH_CHECKSUM].sender()?.clone();
+        let (mut sent, mut again) = (0_usize, None);
+        loop {
+            // Only with a permit, or the item would be memory that the pipe does not yet hold.
+            let Ok(permit) = timeout(FULL_AFTER, sender.reserve(size)).await else {
+                if again.is_some() {
+                    return Err(Failure::new("the receiver takes no items"));
+                }
+                again = Some(sent.max(size));
+                self.control.begin(&Step::Drain { pipe: WITH_CHECKSUM }).await?;
+                continue;
+            };
+            permit?.send(Some(tensor(size, sent)?))?;
+            sent += size;
+            if again.is_some_and(|first| sent >= 2 * first) {
+                break;
+            }
+        }
+        self.pipes[WITH_CHECKSUM].close().await?;
+        self.control.answered(&Step::Drain { pipe: WITH_CHECKSUM }).await
+    }
+
+    async fn open(&mut self, checksum: bool) -> Result<(), Failure> {
+        self.opened += 1;
+        let settings = PipeSettings {
+            group: format!("bench-{}", self.opened),
+            checksum,
+            buffer_bytes: self.args.buffer_size.0,
+        };
+        self.control.begin(&Step::Open(settings.clone())).await?;
+        let pipe = peer::open(0, &self.store, &settings, BufferPool::new(0)).await?;
+        self.pipes.push(pipe);
+        Ok(())
+    }
+
+    async fn clear(&mut self) -> Result<(), Failure> {
+        self.control.begin(&Step::Clear).await?;
+        for pipe in self.pipes.drain(..) {
+            pipe.close().await?;
+        }
+        self.control.answered(&Step::Clear).await
+    }
+
+    /// On a thread of its own: this one goes on answering the pipes' heartbeats.
+    async fn on_bare<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut BareSender) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let Some(mut bare) = self.bare.take() else {
+            return Err(Failure::new("bug in kvpipe: the bare socket is in use"));
+        };
+        let (bare, outcome) = peer::on_thread(move || {
+            let outcome = work(&mut bare);
+            (bare, outcome)
+        })
+        .await?;
+        self.bare = Some(bare);
+        outcome.map_err(|error| Failure::io("sending over a bare socket", &error))
+    }
+}
+
+/// Nothing moves for so long if both ends of a pipe are full.
+const FULL_AFTER: Duration = Duration::from_secs(1);
+
+fn payloads(tensors: &[Tensor]) -> Result<Vec<bytes::Bytes>, Failure> {
+    tensors.iter().map(|tensor| Ok(tensor.bytes()?.clone())).collect()
+}

@@ -1,0 +1,171 @@
+//! Processes that this one starts from itself, and whose standard output it reads: one JSON event a
+//! line.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use std::{env, io};
+
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Running children, and what they tell.
+pub(crate) struct Children<E> {
+    program: PathBuf,
+    output: Output,
+    running: JoinSet<Result<(), Ended>>,
+    events: mpsc::UnboundedReceiver<E>,
+    /// Kept, so that the channel stays open as long as the parent.
+    tell: mpsc::UnboundedSender<E>,
+    /// True once all are to be killed.
+    stop: watch::Sender<bool>,
+}
+
+/// A child that did not end well.
+struct Ended {
+    failure: Failure,
+    by_signal: bool,
+}
+
+impl<E: DeserializeOwned + Send + 'static> Children<E> {
+    /// None yet. What they say on standard error goes to `output` if they succeed.
+    pub(crate) fn new(output: &Output) -> Result<Self, Failure> {
+        let program = env::current_exe().map_err(|error| Failure::io("finding this program", &error))?;
+        let (tell, events) = mpsc::unbounded_channel();
+        let (running, output) = (JoinSet::new(), output.clone());
+        Ok(Self { program, output, running, events, tell, stop: watch::Sender::new(false) })
+    }
+
+    /// Starts one with these arguments. `name` is what failures call it.
+    pub(crate) fn start(&mut self, name: String, arguments: Vec<OsString>) -> Result<(), Failure> {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().map_err(|error| Failure::io(format!("starting {name}"), &error))?;
+        let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());
+        self.running.spawn(async move { follow(&name, child, &tell, &output, stop).await });
+        Ok(())
+    }
+
+    /// What one of them tells next; None when all have ended well.
+    ///
+    /// # Errors
+    /// If one has failed. Others may have failed for want of it, so the one that was killed counts.
+    pub(crate) async fn next(&mut self) -> Result<Option<E>, Failure> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => return Ok(Some(event)),
+                ended = self.running.join_next() => match ended {
+                    None => return Ok(None),
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(ended))) => return Err(self.cause(ended).await),
+                    Some(Err(error)) => {
+                        return Err(Failure::new(format!("bug in kvpipe: following a process: {error}")));
+                    }
+                },
+            }
+        }
+    }
+
+    async fn cause(&mut self, first: Ended) -> Failure {
+        if first.by_signal {
+            return first.failure;
+        }
+        let deadline = Instant::now() + OTHERS_FAIL_WITHIN;
+        while let Ok(Some(ended)) = timeout_at(deadline, self.running.join_next()).await {
+            if let Ok(Err(Ended { failure, by_signal: true })) = ended {
+                return failure;
+            }
+        }
+        first.failure
+    }
+
+    /// Kills those that still run, and returns when they are gone.
+    pub(crate) async fn end_all(&mut self) {
+        self.stop.send_replace(true);
+        while let Some(ended) = self.running.join_next().await {
+            if let Ok(Err(Ended { failure, .. })) = ended {
+                tracing::debug!(%failure, "a process has ended");
+            }
+        }
+    }
+}
+
+/// A process that is killed is reaped no later than its peers notice.
+const OTHERS_FAIL_WITHIN: Duration = Duration::from_secs(1);
+
+/// Reads what a child prints until it ends, or kills it.
+async fn follow<E: DeserializeOwned>(
+    name: &str,
+    mut child: Child,
+    tell: &mpsc::UnboundedSender<E>,
+    output: &Output,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Ended> {
+    let broken = |failure| Ended { failure, by_signal: false };
+    let lost = |error: io::Error| broken(Failure::io(format!("following {name}"), &error));
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(broken(Failure::new(format!("bug in kvpipe: {name} has no standard output"))));
+    };
+    let ((), complaints) = tokio::select! {
+        biased;
+        read = async { tokio::try_join!(read_events(stdout, tell), read_last_lines(stderr)) } => read.map_err(lost)?,
+        () = told_to_stop(&mut stop) => {
+            child.kill().await.map_err(lost)?;
+            return Err(broken(Failure::new(format!("{name} was killed"))));
+        }
+    };
+    let status = child.wait().await.map_err(lost)?;
+    if status.success() {
+        complaints.iter().for_each(|line| output.forward(format_args!("{name}: {line}")));
+        return Ok(());
+    }
+    let said = if complaints.is_empty() { "and said nothing" } else { "it said:" };
+    let failure = Failure::new(format!("{name} failed ({status}); {said}"));
+    let failure = complaints.into_iter().fold(failure, Failure::detail);
+    Err(Ended { failure, by_signal: status.signal().is_some() })
+}
+
+async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    // An error is a parent that is gone, which means the same.
+    let _stop = stop.wait_for(|stop| *stop).await;
+}
+
+/// Passes events on.
+async fn read_events<E: DeserializeOwned>(
+    stdout: impl AsyncRead + Unpin,
+    tell: &mpsc::UnboundedSender<E>,
+) -> io::Result<()> {
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(line) = lines.next_line().await? {
+        // Nobody listens any more when the parent has given up.
+        drop(tell.send(serde_json::from_str(&line)?));
+    }
+    Ok(())
+}
+
+/// How much of a child's standard error is kept.
+const LAST_LINES: usize = 32;
+
+async fn read_last_lines(stderr: impl AsyncRead + Unpin) -> io::Result<Vec<String>> {
+    let mut lines = BufReader::new(stderr).lines();
+    let mut last = VecDeque::with_capacity(LAST_LINES);
+    while let Some(line) = lines.next_line().await? {
+        if last.len() == LAST_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    Ok(last.into())
+}
