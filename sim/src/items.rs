@@ -8,7 +8,7 @@ use crate::draws::Draws;
 const LARGE_ITEMS_MAX: usize = 2;
 
 /// So many items: none, empty, small, large enough to be sent from where they lie, and large enough to
-/// be sent in pieces. No two with a payload of 8 bytes or more are equal.
+/// be sent in pieces. No two with a payload are equal, up to 256.
 ///
 /// # Errors
 /// As [`Tensor::from_vec`].
@@ -34,11 +34,14 @@ pub fn items(draws: &Draws, count: usize) -> Result<Vec<Item>, Error> {
         .collect()
 }
 
-/// The number, and then bytes in which neighbours, and pieces of the size of a buffer, differ.
+/// Words of which no two are equal, in one item or in two: the number, and where the word lies.
 fn content(number: u64, bytes: usize) -> Vec<u8> {
-    let rest = (0u64..).map(|at| {
-        let [low, middle, high, ..] = at.wrapping_mul(0x9E37).wrapping_add(number).to_le_bytes();
-        low ^ middle ^ high.rotate_left(3)
-    });
-    number.to_le_bytes().into_iter().chain(rest).take(bytes).collect()
+    let mut content = Vec::with_capacity(bytes + size_of::<u64>());
+    let mut at = 0;
+    while content.len() < bytes {
+        content.extend_from_slice(&(at << 32 | number).to_le_bytes());
+        at += 1;
+    }
+    content.truncate(bytes);
+    content
 }

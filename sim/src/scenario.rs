@@ -68,6 +68,9 @@ pub struct Outcome {
 /// Simulated time after which a run has failed: more than any wait of kvpipe's with these settings.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// How long ranks look for the store and for each other.
+const MEET_WITHIN: Duration = Duration::from_secs(60);
+
 const STORE_PORT: u16 = 29_500;
 
 /// Bytes that a handshake and the signs of life need, about.
@@ -199,7 +202,8 @@ impl Settings {
             max_item_bytes: 1 << 20,
             ..PipeConfig::default()
         };
-        let mut tcp = TcpConfig { checksum: !draws.one_in(4), ..TcpConfig::default() };
+        let mut tcp =
+            TcpConfig { checksum: !draws.one_in(4), connect_timeout: MEET_WITHIN, ..TcpConfig::default() };
         tcp.pool = BufferPool::new(4 << 20);
         if draws.one_in(3) {
             tcp.secret = Some(Secret::new("a secret of both ranks")?);
@@ -275,7 +279,7 @@ impl Rank {
         self.dawdle().await;
         let mut options = ConnectOptions::default();
         options.entropy = self.entropy.clone();
-        options.timeout = Duration::from_secs(60);
+        options.timeout = MEET_WITHIN;
         TcpStore::connect(self.net.clone(), "store", STORE_PORT, options).await
     }
 

@@ -113,7 +113,10 @@ impl AsyncWrite for SimWriter {
             return Poll::Ready(Ok(0));
         }
         let limit = ready!(socket.connection.poll_write(socket.end, context, bytes))?;
-        let part: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(limit).collect();
+        let mut part = Vec::with_capacity(limit);
+        for slice in slices {
+            part.extend_from_slice(&slice[..slice.len().min(limit - part.len())]);
+        }
         let written = ready!(Pin::new(&mut *socket.lock()).poll_write(context, &part))?;
         socket.connection.wrote(socket.end, written);
         Poll::Ready(Ok(written))
