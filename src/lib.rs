@@ -55,7 +55,8 @@
 //! # Features
 //!
 //! `safetensors` reads, maps and writes files of tensors. `cli`, the default, adds the command line,
-//! and changes nothing in the library. With `default-features = false` neither is there.
+//! and changes nothing in the library. With `default-features = false` neither is there. `plot` adds
+//! drawing to the command line.
 
 pub mod config;
 pub mod entropy;

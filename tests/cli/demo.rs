@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Process, bytes, directory, file, run};
+use crate::support::{Process, bytes, command_line, directory, file, run};
 
 /// The summary of a demo that succeeded: its last line, which is its only one.
 async fn summary(options: &str) -> Value {
@@ -145,18 +145,10 @@ async fn a_rank_that_fails_is_named_with_what_it_said() {
 async fn a_signal_ends_all_ranks() {
     let mut demo = Process::start("demo --model llama-3-8b --tokens 30000");
     demo.line().await;
-    let children = loop {
-        let children = demo.children();
-        if children.len() == 2 {
-            break children;
-        }
-        tokio::task::yield_now().await;
-    };
+    let children = demo.grows(2).await;
     demo.signal("TERM").await;
     demo.finish().await.exited(1).says(&["stopped by SIGTERM"]);
     for pid in children {
-        // A zombie that nobody has reaped yet has no command line any more.
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        assert!(line.is_empty(), "rank {pid} is alive");
+        assert_eq!(command_line(pid), "", "rank {pid} is alive");
     }
 }

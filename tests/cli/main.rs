@@ -1,6 +1,7 @@
 //! The command line as its users have it: processes, their output and their exit codes.
 
 mod bad_input;
+mod bench;
 mod demo;
 mod failures;
 mod store;

@@ -79,9 +79,7 @@ impl Process {
 
     /// Sends a signal, such as `TERM`.
     pub(crate) async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it has ended").to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
-        assert!(status.success());
+        signal(self.child.id().expect("it has ended"), name).await;
     }
 
     /// The process ids of its children.
@@ -93,6 +91,20 @@ impl Process {
             children.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
         }
         children
+    }
+
+    /// Waits until it has so many children; gives their process ids.
+    pub(crate) async fn grows(&self, count: usize) -> Vec<u32> {
+        let growing = async {
+            loop {
+                let children = self.children();
+                if children.len() == count {
+                    return children;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, growing).await.expect("the children don't come")
     }
 
     /// Reads the rest of both outputs and waits for the end.
@@ -150,6 +162,28 @@ impl<R: AsyncRead + Unpin> Output<R> {
         }
         rest
     }
+}
+
+/// Sends a signal to any process.
+pub(crate) async fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args(["-s", name, &pid.to_string()]).status().await.unwrap();
+    assert!(status.success());
+}
+
+/// The command line of a process; nothing once it has ended, also if nobody has reaped it yet.
+pub(crate) fn command_line(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ")
+}
+
+/// Waits until a process that is nobody's child here has ended.
+pub(crate) async fn ended(pid: u32) {
+    let ending = async {
+        while !command_line(pid).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, ending).await.expect("an orphan is left");
 }
 
 /// Runs `kvpipe` to its end.

@@ -1,5 +1,5 @@
 //! Processes that this one starts from itself, and whose standard output it reads: one JSON event a
-//! line.
+//! line. Their standard input says nothing, and ends when this process does.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -50,7 +50,7 @@ impl<E: DeserializeOwned + Send + 'static> Children<E> {
     pub(crate) fn start(&mut self, name: String, arguments: Vec<OsString>) -> Result<(), Failure> {
         let mut command = Command::new(&self.program);
         command.args(arguments).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|error| Failure::io(format!("starting {name}"), &error))?;
         let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());
         self.running.spawn(async move { follow(&name, child, &tell, &output, stop).await });
@@ -102,6 +102,20 @@ impl<E: DeserializeOwned + Send + 'static> Children<E> {
     }
 }
 
+/// Ends this process, a child, once its parent is gone, even by a signal that nobody can catch.
+///
+/// # Errors
+/// If there is no thread to watch it.
+pub(crate) fn end_with_parent() -> Result<(), Failure> {
+    let watch = || {
+        // The end and an error mean the same.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(1);
+    };
+    let watching = std::thread::Builder::new().name("kvpipe-parent".into()).spawn(watch);
+    watching.map(drop).map_err(|error| Failure::io("starting a thread that watches the parent", &error))
+}
+
 /// A process that is killed is reaped no later than its peers notice.
 const OTHERS_FAIL_WITHIN: Duration = Duration::from_secs(1);
 
@@ -118,6 +132,8 @@ async fn follow<E: DeserializeOwned>(
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(broken(Failure::new(format!("bug in kvpipe: {name} has no standard output"))));
     };
+    // Open as long as we live, however we end: see `end_with_parent`.
+    let _stdin = child.stdin.take();
     let ((), complaints) = tokio::select! {
         biased;
         read = async { tokio::try_join!(read_events(stdout, tell), read_last_lines(stderr)) } => read.map_err(lost)?,

@@ -34,8 +34,8 @@ pub(super) enum Step {
     PipeEcho { pipe: usize, count: u64 },
     /// Close all pipes and give all memory back.
     Clear,
-    /// Take what the pipe brings until it is closed, and keep none of it.
-    Drain { pipe: usize },
+    /// Receive from the pipe and keep nothing; answer once all are here.
+    Drain { pipe: usize, items: u64 },
 }
 
 /// How both ends open a pipe.

@@ -40,7 +40,6 @@ pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     };
     output.finish_progress();
     outcome?;
-    report.end()?;
     if let Some(plot) = plot {
         plot.draw(&plan, report.sizes())?;
     }

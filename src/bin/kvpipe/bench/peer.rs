@@ -17,6 +17,7 @@ use super::control::PipeSettings;
 use super::measurement::Measurement;
 use super::{receiver, sender};
 use crate::args::{BenchPeerArgs, BenchRole};
+use crate::children;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -43,6 +44,7 @@ pub(super) const PEER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of the two processes.
 pub(crate) async fn run_peer(args: BenchPeerArgs) -> Result<ExitCode, Failure> {
+    children::end_with_parent()?;
     let output = Output::new(true);
     match args.role {
         BenchRole::Receive => receiver::run(&args, &output).await?,

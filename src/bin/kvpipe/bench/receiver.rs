@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use kvpipe::Pipe;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Store;
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::tensor::{BufferPool, Item};
-use kvpipe::{Error, Pipe};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
@@ -116,15 +116,10 @@ impl Receiver {
                     }
                     self.control.answer().await?;
                 }
-                Step::Drain { pipe } => {
-                    let pipe = self.pipe(pipe)?.clone();
+                Step::Drain { pipe, items } => {
                     self.control.answer().await?;
-                    loop {
-                        match pipe.recv().await {
-                            Ok(_) => {}
-                            Err(Error::Closed) => break,
-                            Err(error) => return Err(error.into()),
-                        }
+                    for _ in 0..items {
+                        self.pipe(pipe)?.recv().await?;
                     }
                     self.control.answer().await?;
                 }

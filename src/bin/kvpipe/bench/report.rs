@@ -37,28 +37,43 @@ impl<'a> Report<'a> {
 
     /// What is measured, and the head of the table.
     pub(super) fn begin(&self) -> Result<(), Failure> {
+        let between = match self.plan.transport {
+            DemoTransport::Tcp => "two processes over TCP loopback",
+            DemoTransport::Memory => "two threads of one process, nothing is copied",
+        };
+        let buffer = Decimal(self.plan.buffer_size.0);
         let rounds = Count(u64::from(self.plan.rounds), "round");
-        let buffer = Decimal(self.plan.buffer_size.0 as u64);
+        let columns = self.columns();
+        let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
+        self.output.text(format_args!("{between}; up to {buffer} on the way; medians of {rounds}\n"))?;
+        self.output.text(row(columns, head))
+    }
+
+    /// Their names, and how wide they are.
+    fn columns(&self) -> &'static [(&'static str, usize)] {
         match self.plan.transport {
-            DemoTransport::Tcp => self.output.text(format_args!(
-                "two processes over TCP loopback; up to {buffer} on the way; medians of {rounds}\n\n\
-                     {:>9} {:>8} {:>8} {:>11} {:>7} {:>10} {:>10} {:>14} {:>10} {:>10}",
-                "ITEM",
-                "ITEMS",
-                "GB/S",
-                "SOCKET GB/S",
-                "RATIO",
-                "P50 US",
-                "P99 US",
-                "SOCKET P50 US",
-                "ITS READS",
-                "CRC COSTS"
-            )),
-            DemoTransport::Memory => self.output.text(format_args!(
-                "two threads of one process; up to {buffer} on the way; medians of {rounds}; nothing is \
-                     copied\n\n{:>9} {:>8} {:>12} {:>13} {:>7} {:>10} {:>10} {:>15}",
-                "ITEM", "ITEMS", "ITEMS/S", "CHANNEL/S", "RATIO", "P50 US", "P99 US", "CHANNEL P50 US"
-            )),
+            DemoTransport::Tcp => &[
+                ("ITEM", 9),
+                ("ITEMS", 9),
+                ("GB/S", 8),
+                ("SOCKET", 8),
+                ("RATIO", 7),
+                ("P50 US", 10),
+                ("P99 US", 10),
+                ("SOCKET P50", 12),
+                ("SOCKET READS", 14),
+                ("CRC COSTS", 11),
+            ],
+            DemoTransport::Memory => &[
+                ("ITEM", 9),
+                ("ITEMS", 9),
+                ("ITEMS/S", 12),
+                ("CHANNEL", 12),
+                ("RATIO", 7),
+                ("P50 US", 10),
+                ("P99 US", 10),
+                ("CHANNEL P50", 13),
+            ],
         }
     }
 
@@ -81,7 +96,7 @@ impl<'a> Report<'a> {
                 };
                 self.output.result(
                     format_args!(
-                        "round trip of {bytes} bytes  {pipe_us:.1} us; bare socket {limit_us:.1} us: {ratio:.2} times"
+                        "{bytes} bytes there and back   {pipe_us:.1} us; bare socket {limit_us:.1} us: {ratio:.2} times as long"
                     ),
                     &value,
                 )
@@ -122,19 +137,20 @@ impl<'a> Report<'a> {
             limit_p99_us: significant(measured.limit_latency.p99_us),
             checksum_cost_percent: cost.map(significant),
         };
-        match self.plan.transport {
-            DemoTransport::Tcp => self.output.result(TcpRow(measured), &value),
-            DemoTransport::Memory => self.output.result(MemoryRow(measured), &value),
-        }
+        let cells = match self.plan.transport {
+            DemoTransport::Tcp => tcp_cells(measured),
+            DemoTransport::Memory => memory_cells(measured),
+        };
+        self.output.result(row(self.columns(), cells), &value)
     }
 
     fn nones(&self, items: u64, speed: Speed, limit: Option<Speed>) -> Result<(), Failure> {
         let beside = limit.map_or_else(String::new, |limit| {
-            format!("; channel {}: {:.2}", Thousands(limit.0), speed.0 / limit.0)
+            format!("; channel {}: ratio {:.2}", Thousands(limit.0), speed.0 / limit.0)
         });
         self.output.text("")?;
         self.output.result(
-            format_args!("items without payload   {} a second{beside}", Thousands(speed.0)),
+            format_args!("items without payload      {} a second{beside}", Thousands(speed.0)),
             &Detail::Nones {
                 transport: self.transport(),
                 items,
@@ -150,7 +166,6 @@ impl<'a> Report<'a> {
         buffer_size: ByteSize,
         largest: ByteSize,
     ) -> Result<(), Failure> {
-        let bound = ByteSize(buffer_size.0.max(largest.0));
         let value = Detail::Memory {
             transport: self.transport(),
             size: largest.0,
@@ -159,23 +174,19 @@ impl<'a> Report<'a> {
             receiver_peak_bytes: peaks.receiver,
         };
         let (Some(sender), Some(receiver)) = (peaks.sender, peaks.receiver) else {
-            return self.output.result("peak memory             not known: this system has no /proc", &value);
+            return self
+                .output
+                .result("peak memory                not known: this system has no /proc", &value);
         };
-        let over = |peak: u64| (peak as f64 - bound.0 as f64) / f64::from(1 << 20);
+        let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
         self.output.result(
             format_args!(
-                "peak resident memory    {bound} {:+.0} MiB sender, {:+.0} MiB receiver; {bound} is the larger of \
-                 buffer ({buffer_size}) and item ({largest})",
-                over(sender),
-                over(receiver),
+                "peak memory                sender {} MiB, receiver {} MiB; buffers of {buffer_size}, items up to {largest}",
+                mebibytes(sender),
+                mebibytes(receiver),
             ),
             &value,
         )
-    }
-
-    /// What the columns mean.
-    pub(super) fn end(&self) -> Result<(), Failure> {
-        Ok(())
     }
 }
 
@@ -196,47 +207,39 @@ impl SizeMeasurement {
     }
 }
 
-struct TcpRow<'a>(&'a SizeMeasurement);
-
-impl fmt::Display for TcpRow<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let measured = self.0;
-        let size = measured.size;
-        write!(
-            f,
-            "{:>9} {:>8} {:>8.2} {:>11.2} {:>7.2} {:>10.1} {:>10.1} {:>14.1} {:>10} {:>8.1} %",
-            ByteSize(size).to_string(),
-            measured.items,
-            measured.pipe.gigabytes(size),
-            measured.limit.gigabytes(size),
-            measured.ratio(),
-            measured.latency.p50_us,
-            measured.latency.p99_us,
-            measured.limit_latency.p50_us,
-            measured.best_reads(),
-            measured.checksum_cost_percent().unwrap_or(0.0),
-        )
-    }
+fn tcp_cells(measured: &SizeMeasurement) -> Vec<String> {
+    let size = measured.size;
+    let cost = measured.checksum_cost_percent();
+    vec![
+        ByteSize(size).to_string(),
+        measured.items.to_string(),
+        format!("{:.2}", measured.pipe.gigabytes(size)),
+        format!("{:.2}", measured.limit.gigabytes(size)),
+        format!("{:.2}", measured.ratio()),
+        format!("{:.1}", measured.latency.p50_us),
+        format!("{:.1}", measured.latency.p99_us),
+        format!("{:.1}", measured.limit_latency.p50_us),
+        measured.best_reads(),
+        cost.map_or_else(String::new, |percent| format!("{percent:.1} %")),
+    ]
 }
 
-struct MemoryRow<'a>(&'a SizeMeasurement);
+fn memory_cells(measured: &SizeMeasurement) -> Vec<String> {
+    vec![
+        ByteSize(measured.size).to_string(),
+        measured.items.to_string(),
+        Thousands(measured.pipe.0).to_string(),
+        Thousands(measured.limit.0).to_string(),
+        format!("{:.2}", measured.ratio()),
+        format!("{:.1}", measured.latency.p50_us),
+        format!("{:.1}", measured.latency.p99_us),
+        format!("{:.1}", measured.limit_latency.p50_us),
+    ]
+}
 
-impl fmt::Display for MemoryRow<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let measured = self.0;
-        write!(
-            f,
-            "{:>9} {:>8} {:>12} {:>13} {:>7.2} {:>10.1} {:>10.1} {:>15.1}",
-            ByteSize(measured.size).to_string(),
-            measured.items,
-            Thousands(measured.pipe.0).to_string(),
-            Thousands(measured.limit.0).to_string(),
-            measured.ratio(),
-            measured.latency.p50_us,
-            measured.latency.p99_us,
-            measured.limit_latency.p50_us,
-        )
-    }
+/// A line of the table, every cell to the right of its column.
+fn row(columns: &[(&str, usize)], cells: Vec<String>) -> String {
+    columns.iter().zip(cells).map(|((_, width), cell)| format!("{cell:>width$}")).collect()
 }
 
 /// The JSON line of a size.
@@ -317,15 +320,15 @@ impl fmt::Display for Thousands {
 }
 
 /// Bytes in powers of 1000 where they are round in those.
-struct Decimal(u64);
+struct Decimal(usize);
 
 impl fmt::Display for Decimal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, name) in [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "KB")] {
-            if self.0 > 0 && self.0.is_multiple_of(unit) {
+        for (unit, name) in [(1_000_000_000, "GB"), (1_000_000, "MB")] {
+            if self.0.is_multiple_of(unit) {
                 return write!(f, "{} {name}", self.0 / unit);
             }
         }
-        usize::try_from(self.0).map_or(Ok(()), |bytes| write!(f, "{}", ByteSize(bytes)))
+        ByteSize(self.0).fmt(f)
     }
 }

@@ -264,31 +264,37 @@ impl Sender<'_> {
         Ok(latencies)
     }
 
-    /// Sends fresh memory until both ends are full, then lets the receiver take everything while as
-    /// much again is sent.
+    /// With each size in turn, the largest first: sends fresh memory until both ends are full, then
+    /// lets the receiver take everything while as much again is sent. What an end keeps of one size,
+    /// it must not keep beside the next.
     async fn fill_memory(&mut self) -> Result<(), Failure> {
         self.open(true).await?;
-        let size = self.args.sizes.iter().map(|size| size.0).max().unwrap_or(SMALL_BYTES);
-        let sender = self.pipes[WITH_CHECKSUM].sender()?.clone();
-        let (mut sent, mut again) = (0_usize, None);
-        loop {
-            // Only with a permit, or the item would be memory that the pipe does not yet hold.
-            let Ok(permit) = timeout(FULL_AFTER, sender.reserve(size)).await else {
-                if again.is_some() {
+        let mut sizes: Vec<usize> = self.args.sizes.iter().map(|size| size.0).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        for size in sizes {
+            let mut sent = 0;
+            while self.send_fresh(size, FULL_AFTER).await? {
+                sent += 1;
+            }
+            let step = Step::Drain { pipe: WITH_CHECKSUM, items: 2 * sent };
+            self.control.begin(&step).await?;
+            for _ in 0..sent {
+                if !self.send_fresh(size, self.args.patience()).await? {
                     return Err(Failure::new("the receiver takes no items"));
                 }
-                again = Some(sent.max(size));
-                self.control.begin(&Step::Drain { pipe: WITH_CHECKSUM }).await?;
-                continue;
-            };
-            permit?.send(Some(tensor(size, sent)?))?;
-            sent += size;
-            if again.is_some_and(|first| sent >= 2 * first) {
-                break;
             }
+            self.control.answered(&step).await?;
         }
-        self.pipes[WITH_CHECKSUM].close().await?;
-        self.control.answered(&Step::Drain { pipe: WITH_CHECKSUM }).await
+        self.clear().await
+    }
+
+    /// False if there is no room for an item within `patience`.
+    async fn send_fresh(&self, size: usize, patience: Duration) -> Result<bool, Failure> {
+        // Only with a permit, or the item would be memory that the pipe does not yet hold.
+        let reserving = self.pipes[WITH_CHECKSUM].sender()?.reserve(size);
+        let Ok(permit) = timeout(patience, reserving).await else { return Ok(false) };
+        permit?.send(Some(tensor(size, 0)?))?;
+        Ok(true)
     }
 
     async fn open(&mut self, checksum: bool) -> Result<(), Failure> {
@@ -331,7 +337,7 @@ impl Sender<'_> {
 }
 
 /// Nothing moves for so long if both ends of a pipe are full.
-const FULL_AFTER: Duration = Duration::from_secs(1);
+const FULL_AFTER: Duration = Duration::from_millis(500);
 
 fn payloads(tensors: &[Tensor]) -> Result<Vec<bytes::Bytes>, Failure> {
     tensors.iter().map(|tensor| Ok(tensor.bytes()?.clone())).collect()
