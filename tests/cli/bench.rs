@@ -93,7 +93,7 @@ async fn people_get_a_table_and_no_json() {
     for (transport, limit) in [("tcp", "SOCKET READS"), ("memory", "CHANNEL P50")] {
         let finished = quick(&format!("--sizes 5000,64KiB --transport {transport}")).await;
         let text = finished.stdout.join("\n");
-        for part in [limit, "RATIO", "P99 US", "5000 B", "64 KiB", "items without payload"] {
+        for part in [limit, "RATIO", "P99 US", "5 KB", "64 KiB", "items without payload"] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
         assert!(!text.contains('{'), "{text}");

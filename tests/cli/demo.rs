@@ -53,6 +53,17 @@ async fn one_process_can_hold_all_ranks() {
 }
 
 #[tokio::test]
+async fn the_share_of_bare_sockets_is_told_over_tcp_and_has_no_meaning_in_memory() {
+    let over_tcp = summary("--model tiny --ranks 3").await;
+    for row in over_tcp["edges"].as_array().unwrap().iter().chain([&over_tcp]) {
+        let [speed, limit, ratio] = ["GBps", "limit_GBps", "ratio"].map(|name| row[name].as_f64().unwrap());
+        assert!(limit > 0.0 && (ratio * limit / speed - 1.0).abs() < 1e-6, "{row}");
+    }
+    let in_memory = summary("--model tiny --transport memory").await;
+    assert_eq!((&in_memory["limit_GBps"], &in_memory["ratio"]), (&Value::Null, &Value::Null));
+}
+
+#[tokio::test]
 async fn tokens_set_the_length_of_a_single_request() {
     let summary = summary("--model llama-3-8b --tokens 3 --ranks 1").await;
     assert_summary(&summary, &json!({"items": 65, "bytes": 3 << 17, "tokens": 3, "model": "llama-3-8b"}));
@@ -83,6 +94,7 @@ async fn people_get_a_table() {
         "3, 17, 1, 64 tokens",
         "bf16 [tokens, 2, 8]",
         "GB/S",
+        "OF SOCKET",
         "P99 US",
         "0 to 1",
         "1 to 0",

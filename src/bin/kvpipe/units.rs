@@ -42,13 +42,19 @@ impl FromStr for ByteSize {
     }
 }
 
-/// As it is written on a command line: `64KiB`, or `65537`.
+/// As it could be written on a command line: `64 KiB`, `1 GB`, `65537 B`.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-        let whole = units.into_iter().find(|(bits, _)| self.0.trailing_zeros() >= *bits && self.0 > 0);
-        match whole {
-            Some((bits, unit)) => write!(f, "{} {unit}", self.0 >> bits),
+        let units = [
+            (1 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+            (1_000_000_000, "GB"),
+            (1_000_000, "MB"),
+            (1000, "KB"),
+        ];
+        match units.into_iter().find(|(unit, _)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{} {name}", self.0 / unit),
             None => write!(f, "{} B", self.0),
         }
     }
@@ -184,6 +190,13 @@ mod tests {
             ("9007199254740993", 9_007_199_254_740_993),
         ] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_in_the_largest_unit_that_they_fill() {
+        for text in ["1 B", "1023 B", "64 KiB", "5 KB", "1 GB", "3 GiB", "1000 MiB", "65537 B"] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
         }
     }
 

@@ -88,3 +88,31 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(values: &[u64]) -> Vec<Duration> {
+        values.iter().copied().map(Duration::from_millis).collect()
+    }
+
+    #[test]
+    fn the_median_is_a_round_that_took_place() {
+        assert_eq!(median(milliseconds(&[9, 1, 5])), Duration::from_millis(5));
+        assert_eq!(median(milliseconds(&[1, 9])), Duration::from_millis(9));
+        assert_eq!(median(Vec::new()), Duration::ZERO);
+    }
+
+    #[test]
+    fn speed_is_of_the_median_round() {
+        let speed = Speed::of_rounds(1000, milliseconds(&[500, 1, 9000]));
+        assert_eq!((speed.0, speed.gigabytes(1_000_000)), (2000.0, 2.0));
+    }
+
+    #[test]
+    fn latencies_are_values_that_occurred_in_microseconds() {
+        let latency = Latency::of(milliseconds(&(1..=100).rev().collect::<Vec<u64>>()));
+        assert_eq!((latency.p50_us.round(), latency.p99_us.round()), (50_000.0, 99_000.0));
+    }
+}

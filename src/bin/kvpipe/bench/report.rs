@@ -41,7 +41,7 @@ impl<'a> Report<'a> {
             DemoTransport::Tcp => "two processes over TCP loopback",
             DemoTransport::Memory => "two threads of one process, nothing is copied",
         };
-        let buffer = Decimal(self.plan.buffer_size.0);
+        let buffer = self.plan.buffer_size;
         let rounds = Count(u64::from(self.plan.rounds), "round");
         let columns = self.columns();
         let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
@@ -96,7 +96,8 @@ impl<'a> Report<'a> {
                 };
                 self.output.result(
                     format_args!(
-                        "{bytes} bytes there and back   {pipe_us:.1} us; bare socket {limit_us:.1} us: {ratio:.2} times as long"
+                        "{:<26} {pipe_us:.1} us; bare socket {limit_us:.1} us: {ratio:.2} times as long",
+                        format!("{bytes} bytes there and back")
                     ),
                     &value,
                 )
@@ -319,16 +320,21 @@ impl fmt::Display for Thousands {
     }
 }
 
-/// Bytes in powers of 1000 where they are round in those.
-struct Decimal(usize);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl fmt::Display for Decimal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, name) in [(1_000_000_000, "GB"), (1_000_000, "MB")] {
-            if self.0.is_multiple_of(unit) {
-                return write!(f, "{} {name}", self.0 / unit);
-            }
+    #[test]
+    fn thousands_are_set_apart() {
+        for (number, text) in [(0.0, "0"), (999.4, "999"), (1000.0, "1,000"), (1_234_567.8, "1,234,568")] {
+            assert_eq!(Thousands(number).to_string(), text);
         }
-        ByteSize(self.0).fmt(f)
+    }
+
+    #[test]
+    fn four_digits_are_kept_of_any_magnitude() {
+        for (value, kept) in [(0.0, 0.0), (0.000_123_456, 0.000_123_5), (123_456.0, 123_500.0)] {
+            assert_eq!(significant(value).to_bits(), f64::to_bits(kept));
+        }
     }
 }

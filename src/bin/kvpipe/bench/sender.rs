@@ -145,7 +145,9 @@ impl Sender<'_> {
         let wanted = self.args.seconds.0;
         let mut items = warm_up;
         loop {
-            let elapsed = self.time(ways[0], sources, items).await?;
+            // The faster of two: a busy moment must not make all rounds short.
+            let again = self.time(ways[0], sources, items).await?;
+            let elapsed = self.time(ways[0], sources, items).await?.min(again);
             if elapsed * 4 >= wanted || items >= ITEMS_MAX {
                 return Ok(scaled(items, elapsed, wanted));
             }

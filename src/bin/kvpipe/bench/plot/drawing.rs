@@ -147,7 +147,7 @@ fn font(size: f64, style: FontStyle, colour: RGBColor) -> TextStyle<'static> {
 fn paint_heading(area: &Area<'_>, plan: &Plan, words: &Words) -> Drawn {
     area.draw(&Text::new(words.title, (LEFT, 18), font(24.0, FontStyle::Bold, INK)))?;
     let rounds = Count(u64::from(plan.rounds), "round");
-    let buffer = ByteSize(plan.buffer_size.0);
+    let buffer = plan.buffer_size;
     let circumstances = format!("{}; medians of {rounds}; up to {buffer} on the way", words.between);
     area.draw(&Text::new(circumstances, (LEFT, 52), font(14.0, FontStyle::Normal, FAINT)))?;
     let entries = [(PIPE, "kvpipe, and its share of the limit"), (LIMIT, words.limit)];
