@@ -9,18 +9,25 @@ use kvpipe::transport::memory::{self, MemoryTransport, Script};
 use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTransport};
 use kvpipe::transport::{Ring, Transport};
 
+use crate::proxy::Proxy;
+
 pub(crate) type OutOf<B> = <<B as Backend>::Transport as Transport>::Out;
 pub(crate) type InOf<B> = <<B as Backend>::Transport as Transport>::In;
 
 /// A way to connect two ranks.
 pub(crate) trait Backend {
     type Transport: Transport;
+    type Wire;
 
     /// Rank 0 and rank 1, each connected to the other in both directions.
     async fn pair(&self) -> (Self::Transport, Self::Transport);
 
     /// One direction only, from rank 0 to rank 1.
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>);
+
+    /// [`edge`](Self::edge), over connections that break again and again, each a little later; and what
+    /// must live as long. None if there is no way to break the wire without ending it.
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Self::Wire)>;
 
     /// The same, but a silent peer is given up after [`HEARTBEAT`]; None on a wire without a clock,
     /// which never gives one up.
@@ -32,11 +39,15 @@ pub(crate) trait Backend {
 /// The silence after which an impatient end gives its peer up.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How long a broken connection may take to come back.
+const RECONNECT: Duration = Duration::from_millis(500);
+
 /// Two ends in one process.
 pub(crate) struct Memory;
 
 impl Backend for Memory {
     type Transport = MemoryTransport;
+    type Wire = ();
 
     async fn pair(&self) -> (MemoryTransport, MemoryTransport) {
         memory::pair()
@@ -44,6 +55,10 @@ impl Backend for Memory {
 
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
         memory::edge(Script::new())
+    }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
+        None
     }
 
     fn impatient(self) -> Option<Self> {
@@ -79,7 +94,19 @@ impl Tcp {
     }
 
     fn on(host: IpAddr) -> Self {
-        Self { host, config: TcpConfig::default() }
+        // Each test of a peer's death waits for it.
+        let config = TcpConfig { reconnect_timeout: RECONNECT, ..TcpConfig::default() };
+        Self { host, config }
+    }
+
+    async fn incoming(&self, store: &MemoryStore) -> TcpIncoming<TokioNet> {
+        let (ring, address, config) = self.end(1);
+        TcpIncoming::bind(TokioNet, store, ring, address, config).await.unwrap()
+    }
+
+    fn outgoing(&self, store: MemoryStore) -> TcpOutgoing<TokioNet, MemoryStore> {
+        let (ring, _, config) = self.end(0);
+        TcpOutgoing::new(TokioNet, store, ring, config)
     }
 
     fn end(&self, rank: usize) -> (Ring, SocketAddr, TcpConfig) {
@@ -89,6 +116,7 @@ impl Tcp {
 
 impl Backend for Tcp {
     type Transport = TcpTransport<TokioNet, MemoryStore>;
+    type Wire = Proxy;
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = MemoryStore::new();
@@ -101,11 +129,18 @@ impl Backend for Tcp {
 
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
         let store = MemoryStore::new();
-        let (ring, address, config) = self.end(1);
-        let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await.unwrap();
-        let (ring, _, config) = self.end(0);
-        (TcpOutgoing::new(TokioNet, store, ring, config), incoming)
+        let incoming = self.incoming(&store).await;
+        (self.outgoing(store), incoming)
     }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Proxy)> {
+        let store = MemoryStore::new();
+        let incoming = self.incoming(&store).await;
+        let proxy = Proxy::before(incoming.local_addr(), &store).await;
+        proxy.breaks_connections_after(400);
+        Some((self.outgoing(store), incoming, proxy))
+    }
+
     fn impatient(mut self) -> Option<Self> {
         self.config.heartbeat = HEARTBEAT;
         Some(self)

@@ -15,6 +15,10 @@ mod faults;
 mod flow;
 mod items;
 mod patience;
+#[path = "../tcp/proxy.rs"]
+#[allow(dead_code, reason = "shared with the tests of tcp")]
+mod proxy;
+mod resumption;
 mod scripted;
 mod statistics;
 mod support;
@@ -134,6 +138,13 @@ macro_rules! conformance {
                     a_long_idle_pipe_still_takes_a_burst,
                     a_frozen_peer_is_found_out_by_both_directions,
                 ]
+            );
+            group!(
+                $backend,
+                resumption,
+                run,
+                |wire| wire.resumes,
+                [connections_that_break_lose_and_double_nothing]
             );
             group!(
                 $backend,
