@@ -123,6 +123,21 @@ async fn a_sender_that_is_killed_makes_the_receiver_fail_without_a_file() {
     assert_eq!(names.len(), 3, "nothing is left behind: {names:?}");
 }
 
+#[tokio::test]
+async fn how_long_to_wait_for_a_sender_that_is_gone_or_frozen_is_the_users_choice() {
+    for (signal, options, says) in [
+        ("KILL", "--reconnect 0.2", "it did not come back within 0.2 s"),
+        ("KILL", "--reconnect none", "the peer is gone"),
+        ("STOP", "--heartbeat 0.3", "silent for 0.3 s"),
+    ] {
+        let directory = directory();
+        let (sender, receiver) = in_the_middle(&directory, options).await;
+        sender.signal(signal).await;
+        receiver.finish().await.exited(1).says(&[says]);
+        sender.signal("KILL").await;
+    }
+}
+
 /// A sender and a receiver that differ in their options, and give up after a second or two.
 async fn assert_no_meeting(send: &str, recv: &str, says: &str) {
     let mut sender =

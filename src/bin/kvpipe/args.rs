@@ -368,9 +368,24 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "S", default_value = "300")]
     pub(crate) timeout: Seconds,
 
+    /// Seconds of silence after which the peer counts as dead, at least 0.1
+    #[arg(long, value_name = "S", default_value = "5")]
+    pub(crate) heartbeat: Seconds,
+
+    /// Seconds in which a connection that broke may come back; "none" gives up at once
+    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds_or_none)]
+    pub(crate) reconnect: Seconds,
+
     /// Print JSON lines, and nothing else, on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn seconds_or_none(text: &str) -> Result<Seconds, String> {
+    match text {
+        "none" => Ok(Seconds(Duration::ZERO)),
+        text => text.parse().map_err(|error| format!("{error}, or \"none\"")),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kvpipe::PipeConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
 
-use crate::args::PipeArgs;
+use crate::args::{PipeArgs, RankArgs};
 use crate::failure::Failure;
 
 /// The limits of a pipe.
@@ -33,6 +33,16 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
     let group = GroupName::new(group).map_err(|error| Failure::usage(format!("--group: {error}")))?;
     let secret = secret(args.secret_file.as_deref())?;
     Ok(TcpConfig { group, secret, connect_timeout: timeout, ..TcpConfig::default() })
+}
+
+/// As [`tcp_config`], for a rank that is one of many commands.
+pub(crate) fn rank_config(rank: &RankArgs) -> Result<TcpConfig, Failure> {
+    if rank.heartbeat.0 < TcpConfig::HEARTBEAT_MIN {
+        let least = TcpConfig::HEARTBEAT_MIN.as_secs_f64();
+        return Err(Failure::usage(format!("--heartbeat {} is below {least} seconds", rank.heartbeat)));
+    }
+    let config = tcp_config(&rank.pipe, &rank.group, rank.timeout.0)?;
+    Ok(TcpConfig { heartbeat: rank.heartbeat.0, reconnect_timeout: rank.reconnect.0, ..config })
 }
 
 /// Where the secret comes from if no file is given. Not from an argument: everybody can see those.

@@ -26,7 +26,7 @@ use crate::units::{Count, Size};
 /// Receives until the end, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     let ring = args.rank.ring()?;
-    let config = endpoint::tcp_config(&args.rank.pipe, &args.rank.group, args.rank.timeout.0)?;
+    let config = endpoint::rank_config(&args.rank)?;
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;

@@ -24,7 +24,7 @@ use crate::units::{Count, Size};
 /// Sends everything, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
     let ring = args.rank.ring()?;
-    let config = endpoint::tcp_config(&args.rank.pipe, &args.rank.group, args.rank.timeout.0)?;
+    let config = endpoint::rank_config(&args.rank)?;
     let items = read_items(&args.items)?;
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));

@@ -82,8 +82,8 @@ pub struct TcpConfig {
     pub group: GroupName,
     /// How long the two ranks of an edge wait for each other at the beginning.
     pub connect_timeout: Duration,
-    /// The silence after which a peer counts as dead, at least 100 ms. The two ends of an edge may
-    /// differ in it.
+    /// The silence after which a peer counts as dead, at least [`HEARTBEAT_MIN`](Self::HEARTBEAT_MIN).
+    /// The two ends of an edge may differ in it.
     pub heartbeat: Duration,
     /// How long either end tries to resume a connection that broke; zero means not at all. A sender
     /// whose peer's host refuses ends sooner.
@@ -117,17 +117,18 @@ impl Default for TcpConfig {
 }
 
 impl TcpConfig {
+    /// The shortest heartbeat limit. Below it a busy scheduler looks like a dead peer.
+    pub const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
+
     fn check(&self) -> Result<()> {
-        if self.heartbeat < HEARTBEAT_MIN {
-            let what = format!("a heartbeat limit of {:?} is below {HEARTBEAT_MIN:?}", self.heartbeat);
+        if self.heartbeat < Self::HEARTBEAT_MIN {
+            let least = Self::HEARTBEAT_MIN;
+            let what = format!("a heartbeat limit of {:?} is below {least:?}", self.heartbeat);
             return Err(Error::Misuse(what));
         }
         Ok(())
     }
 }
-
-/// Below it a busy scheduler looks like a dead peer.
-const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
 /// Enough for the buffers that a consumer hands back while others are on their way.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
