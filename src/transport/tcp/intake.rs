@@ -329,7 +329,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
 const SKIP_BYTES: usize = 64 << 10;
 
 /// Idle bytes that the pool may keep beside a full window.
-const IDLE_BYTES_MIN: usize = 32 << 20;
+const IDLE_BYTES_MIN: usize = 16 << 20;
 
 /// Delivered bytes after which an acknowledgement goes out though there is more to read.
 const UNACKNOWLEDGED_BYTES_MAX: usize = 1 << 20;
