@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Finished, Process, command_line, ended, run, signal};
+use crate::support::{Finished, Process, at_work, command_line, ended, run, signal};
 #[cfg(feature = "plot")]
 use crate::support::{directory, text};
 
@@ -119,7 +119,7 @@ async fn arguments_that_cant_be_are_refused() {
     }
 }
 
-/// One that would go on for an hour; its receiver and its sender.
+/// One that would go on for an hour, and is in the middle of it; its receiver and its sender.
 async fn endless() -> (Process, [u32; 2]) {
     let bench = Process::start("bench --sizes 1MiB --rounds 1000 --seconds 1 --buffer-size 16MiB");
     let mut children = bench.grows(2).await;
@@ -127,6 +127,9 @@ async fn endless() -> (Process, [u32; 2]) {
         tokio::task::yield_now().await;
     }
     children.sort_by_key(|&child| command_line(child).contains("--role send"));
+    for child in children.iter().copied() {
+        at_work(child).await;
+    }
     (bench, [children[0], children[1]])
 }
 

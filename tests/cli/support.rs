@@ -176,6 +176,24 @@ pub(crate) fn command_line(pid: u32) -> String {
     String::from_utf8_lossy(&line).replace('\0', " ")
 }
 
+/// Waits until a process has used more processor time than starting takes.
+pub(crate) async fn at_work(pid: u32) {
+    const TICKS: u64 = 30;
+    let working = async {
+        loop {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            // Behind the name, which may have spaces: fields 14 and 15 of all are user and system time.
+            let (_, fields) = stat.rsplit_once(')').unwrap();
+            let times = fields.split_whitespace().skip(11).take(2);
+            if times.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>() > TICKS {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, working).await.expect("it does nothing");
+}
+
 /// Waits until a process that is nobody's child here has ended.
 pub(crate) async fn ended(pid: u32) {
     let ending = async {
