@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use kvpipe::net::{Listener, Net, SocketOptions, TokioNet};
 
 use crate::cases::{
-    Abort, AddressesMirror, Case, EndWhenDropped, HalfClose, LargeTransfer, RefusedAfterUnbind, ResetByAbort,
+    Abort, AddressesMirror, Case, HalfClose, LargeTransfer, RefusedAfterUnbind, ResetByAbort, WriterDropped,
     WritingToNobody,
 };
 use crate::support::simulated;
@@ -41,7 +41,7 @@ macro_rules! parity {
 }
 
 parity! {
-    a_dropped_connection_ends_after_what_was_written: EndWhenDropped,
+    a_dropped_writer_ends_its_direction_after_what_was_written: WriterDropped,
     a_shut_down_direction_ends_and_the_other_goes_on: HalfClose,
     an_aborted_connection_is_reset_for_reader_and_writer_and_a_new_one_works: ResetByAbort,
     writing_to_a_peer_that_has_gone_fails_in_the_end: WritingToNobody,
