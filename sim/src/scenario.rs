@@ -11,6 +11,7 @@ use kvpipe::tensor::BufferPool;
 use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing};
 use kvpipe::{Error, Item, Pipe, PipeConfig, Result, pipe};
+use tokio::sync::Barrier;
 
 use crate::draws::Draws;
 use crate::items::items;
@@ -123,6 +124,7 @@ fn simulate(
     let settings = Settings::drawn(scenario, draws)?;
     let plan = Plan { scenario, hosts: [sending, receiving], draws: Draws::new(seed, "cuts") };
     plan.before_the_meeting(network, &items);
+    let both_ended = Arc::new(Barrier::new(2));
     let [sender, receiver] = ["rank0", "rank1"].map(|name| Rank {
         name,
         network: network.clone(),
@@ -131,6 +133,7 @@ fn simulate(
         entropy: Entropy::seeded(seed ^ u64::from(name.ends_with('1'))),
         draws: Draws::new(seed, name),
         oracle: Arc::clone(oracle),
+        both_ended: Arc::clone(&both_ended),
     });
     sim.client("rank0", async move { Ok(sender.send(items, plan).await?) });
     sim.client("rank1", async move { Ok(receiver.receive().await?) });
@@ -224,6 +227,8 @@ struct Rank {
     entropy: Entropy,
     draws: Draws,
     oracle: Arc<Mutex<Oracle>>,
+    /// A host whose rank has ended refuses connections, and is not off the network.
+    both_ended: Arc<Barrier>,
 }
 
 impl Rank {
@@ -250,7 +255,7 @@ impl Rank {
             self.sender_ended(end);
         };
         tokio::join!(driver, user);
-        self.note("driver ended");
+        self.ended().await;
         Ok(())
     }
 
@@ -270,7 +275,7 @@ impl Rank {
             }
         };
         tokio::join!(driver, user);
-        self.note("driver ended");
+        self.ended().await;
         Ok(())
     }
 
@@ -285,6 +290,11 @@ impl Rank {
 
     fn tcp_config(&self) -> TcpConfig {
         TcpConfig { entropy: self.entropy.clone(), ..self.settings.tcp.clone() }
+    }
+
+    async fn ended(&self) {
+        self.note("driver ended");
+        self.both_ended.wait().await;
     }
 
     /// Does something else now and then.

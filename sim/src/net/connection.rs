@@ -90,16 +90,13 @@ impl Connection {
         let mut state = self.lock();
         state.check()?;
         state.sides[end as usize].writer = Some(context.waker().clone());
-        let part = match self.part(context, bytes) {
-            Some(part) => part,
-            None => return Poll::Pending,
-        };
-        if state.sides[end.other() as usize].closed {
-            // Nobody will ever read what fills the window. Let turmoil answer with a reset.
-            return Poll::Ready(Ok(part));
-        }
+        let Some(part) = self.part(context, bytes) else { return Poll::Pending };
         let room = self.conditions.window_bytes.saturating_sub(state.sides[end as usize].unread_bytes);
         match part.min(room) {
+            // Nobody will ever read what fills the window.
+            0 if state.sides[end.other() as usize].closed => {
+                Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+            }
             0 => Poll::Pending,
             part => Poll::Ready(Ok(part)),
         }

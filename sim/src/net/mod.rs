@@ -12,9 +12,10 @@
 //! | the halves of a connection share it until both are dropped | dropping the reader resets it | shared |
 //! | a listener on a host's address | only on all addresses, or loopback | on the host's own |
 //!
-//! Left as it is in turmoil: a connect to a host that is cut off by `turmoil::partition` is refused at
-//! once instead of hanging, and segments that a partition dropped are never sent again. Socket options
-//! change nothing.
+//! Left as it is in turmoil: a host whose software has ended is off the network, so a connect to it
+//! hangs (let it wait for the others); one to a host that is cut off by `turmoil::partition` is refused
+//! at once instead; and segments that a partition dropped are never sent again. Socket options change
+//! nothing.
 
 mod connection;
 mod network;

@@ -130,26 +130,30 @@ impl AsyncWrite for SimWriter {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_shut_down {
-            return Poll::Ready(Ok(()));
-        }
-        if self.socket.connection.is_cut() {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        }
-        ready!(Pin::new(&mut *self.socket.lock()).poll_shutdown(context))?;
-        self.is_shut_down = true;
+    /// As tokio's it succeeds on a connection that is reset, and when repeated.
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shut_down();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl SimWriter {
+    fn shut_down(&mut self) {
+        if self.is_shut_down {
+            return;
+        }
+        self.is_shut_down = true;
+        // After the end of the simulation there is nobody to tell, and no network to tell it through.
+        if !self.socket.connection.is_cut() && turmoil::in_simulation() {
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            // It never waits, and fails only where there is no connection any more.
+            let _ = Pin::new(&mut *self.socket.lock()).poll_shutdown(&mut context);
+        }
     }
 }
 
 impl Drop for SimWriter {
     fn drop(&mut self) {
-        let mut context = Context::from_waker(std::task::Waker::noop());
-        // turmoil's shutdown never waits. After the end of the simulation there is nobody to tell, and
-        // no network to tell it through.
-        if !self.is_shut_down && !self.socket.connection.is_cut() && turmoil::in_simulation() {
-            let _ = Pin::new(&mut *self.socket.lock()).poll_shutdown(&mut context);
-        }
+        self.shut_down();
     }
 }
