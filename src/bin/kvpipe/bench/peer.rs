@@ -45,6 +45,7 @@ pub(super) const PEER_PATIENCE: Duration = Duration::from_secs(60);
 /// One of the two processes.
 pub(crate) async fn run_peer(args: BenchPeerArgs) -> Result<ExitCode, Failure> {
     children::end_with_parent()?;
+    take_a_processor(args.role);
     let output = Output::new(true);
     match args.role {
         BenchRole::Receive => receiver::run(&args, &output).await?,
@@ -53,6 +54,29 @@ pub(crate) async fn run_peer(args: BenchPeerArgs) -> Result<ExitCode, Failure> {
     output.json(&Event::Peak { sends: args.role == BenchRole::Send, bytes: peak_resident_bytes() })?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Keeps this thread, and those that it starts, on another processor than the other process has, as
+/// ranks on two machines would be. Otherwise the system sometimes puts both on one, where a round trip
+/// costs a fourth, and sometimes not. Where there is only one, or the system says no, so be it.
+#[cfg(target_os = "linux")]
+fn take_a_processor(role: BenchRole) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect();
+    // Neighbours are often two threads of one core.
+    let other = processors.get(2).or(processors.get(1));
+    if let (Some(&first), Some(&other)) = (processors.first(), other) {
+        let mut mine = CpuSet::new();
+        mine.set(if role == BenchRole::Send { first } else { other });
+        if let Err(error) = sched_setaffinity(None, &mine) {
+            tracing::debug!(%error, "the system chooses our processor");
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn take_a_processor(_: BenchRole) {}
 
 pub(super) async fn connect_store(address: SocketAddr) -> Result<TcpStore<TokioNet>, Failure> {
     let mut options = ConnectOptions::default();
