@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kvpipe::store::MemoryStore;
 use kvpipe::transport::tcp::TcpConfig;
-use kvpipe::{Error, Item, Pipe};
+use kvpipe::{Error, Item, Pipe, PipeConfig};
 use tokio::time::Instant;
 
 use crate::proxy::{End, Flow, Proxy, Way};
@@ -194,6 +194,47 @@ async fn a_host_that_refuses_ends_the_senders_patience_at_once() {
     assert!(matches!(error, Error::PeerGone { .. }), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
     assert!(begin.elapsed() < PATIENCE / 4, "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_break_while_the_inbox_is_full_is_resumed_without_loss_or_duplicate() {
+    let store = MemoryStore::new();
+    let narrow = PipeConfig { max_items: 3, ..limits() };
+    let (receiver, address) = receiver(&store, V4, config(), narrow).await;
+    let proxy = Proxy::before(address, &store).await;
+    let sender = sender(&store, config(), limits());
+    let items = items(50);
+    for item in &items {
+        sender.send(item.clone()).await.unwrap();
+    }
+    for connections in 1..5 {
+        let full = async {
+            let stats = || receiver.stats().receive.unwrap();
+            while proxy.connections() < connections || stats().queued_items < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, full).await.expect("the sender comes back");
+        proxy.end(End::Reset);
+    }
+    for item in items {
+        assert_eq!(receiver.recv_timeout(PATIENCE).await.unwrap(), item);
+    }
+    transfers(&sender, &receiver, &[]).await;
+}
+
+#[tokio::test]
+async fn a_link_that_never_lets_an_item_through_is_given_up() {
+    let patient = TcpConfig { reconnect_timeout: Duration::from_secs(2), ..config() };
+    let (sender, proxy, receiver) = met(patient).await;
+    // It grows, but sixteen times are not enough for this item.
+    proxy.breaks_connections_after(300);
+    proxy.end(End::Close);
+    sender.send(item(1 << 20, 1)).await.unwrap();
+    let error = sender.flush().await.unwrap_err();
+    assert!(matches!(error, Error::PeerGone { .. }), "{error}");
+    assert!(error.to_string().contains("without an item getting through"), "{error}");
+    assert!(failure(&receiver).await.to_string().contains("did not come back"));
 }
 
 #[tokio::test]
