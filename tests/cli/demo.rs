@@ -27,6 +27,11 @@ const TINY_BYTES: u64 = 85 * 128;
 const TINY_ITEMS: u64 = 4 * (2 * 2 + 1);
 
 #[tokio::test]
+async fn a_demo_with_checksums_passes() {
+    run("demo --model tiny --tokens 300 --checksum").await.exited(0);
+}
+
+#[tokio::test]
 async fn two_processes_exchange_a_cache_over_tcp() {
     let summary = summary("--model tiny").await;
     let expected = json!({

@@ -169,6 +169,7 @@ async fn ranks_of_different_groups_dont_meet() {
 #[tokio::test]
 async fn ranks_with_different_item_limits_are_told_both() {
     assert_no_meeting("--max-item-size 1000", "--max-item-size 2000", "1000").await;
+    assert_no_meeting("--checksum", "", "checksum").await;
 }
 
 #[tokio::test]

@@ -87,9 +87,9 @@ impl Tcp {
         tcp
     }
 
-    pub(crate) fn without_checksum() -> Self {
+    pub(crate) fn with_a_checksum() -> Self {
         let mut tcp = Self::v4();
-        tcp.config.checksum = false;
+        tcp.config.checksum = true;
         tcp
     }
 

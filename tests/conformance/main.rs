@@ -175,4 +175,4 @@ conformance!(memory, crate::backend::Memory);
 conformance!(tcp_v4, crate::backend::Tcp::v4());
 conformance!(tcp_v6, crate::backend::Tcp::v6());
 conformance!(tcp_with_a_secret, crate::backend::Tcp::with_a_secret());
-conformance!(tcp_without_checksum, crate::backend::Tcp::without_checksum());
+conformance!(tcp_with_a_checksum, crate::backend::Tcp::with_a_checksum());

@@ -76,8 +76,8 @@ async fn an_item_limit_that_differs_is_refused_by_both() {
 
 #[tokio::test]
 async fn a_checksum_setting_that_differs_is_refused_by_both() {
-    let without = TcpConfig { checksum: false, ..config() };
-    both_refuse((without, limits()), (config(), limits()), ["checksum", "false"]).await;
+    let with = TcpConfig { checksum: true, ..config() };
+    both_refuse((with, limits()), (config(), limits()), ["checksum", "false"]).await;
 }
 
 #[tokio::test]

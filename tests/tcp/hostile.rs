@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::proxy::Proxy;
 use crate::support::{PATIENCE, V4, config, item, limits, receiver, sender, transfers};
 
-/// No checksums, so that hand-made frames are easy to write.
+/// No checksums, as by default, so that hand-made frames are easy to write.
 pub(crate) fn plain() -> TcpConfig {
     TcpConfig { checksum: false, ..config() }
 }
@@ -215,11 +215,12 @@ async fn a_frame_that_is_none_is_refused() {
 #[tokio::test]
 async fn a_payload_that_was_altered_on_the_way_is_refused() {
     let store = MemoryStore::new();
-    let (receiver, address) = receiver(&store, V4, config(), limits()).await;
+    let checked = TcpConfig { checksum: true, ..config() };
+    let (receiver, address) = receiver(&store, V4, checked.clone(), limits()).await;
     let proxy = Proxy::before(address, &store).await;
     // In the middle of the payload.
     proxy.turns_a_bit_in(20_000);
-    let pipe = sender(&store, config(), limits());
+    let pipe = sender(&store, checked, limits());
     pipe.try_send(item(50_000, 1)).unwrap();
     let error = receiver.recv().await.unwrap_err();
     assert!(matches!(error, Error::PeerMisbehaved { .. }), "{error}");

@@ -150,8 +150,9 @@ pub(crate) struct DemoRankArgs {
 
 /// Measure throughput and latency by item size, beside bare sockets in the same run
 ///
-/// Two processes on this machine, connected by TCP loopback, each with one thread for its pipe. Takes
-/// about a minute, and some 2 GiB of memory: the receiver keeps the last 8 items of each kind.
+/// Two processes on this machine, connected by TCP loopback, each on a processor of its own and with
+/// one thread for its pipe. Takes about a minute, and some 2 GiB of memory: the receiver keeps the last
+/// 8 items of each kind.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = BENCH_EXAMPLES)]
 pub(crate) struct BenchArgs {
@@ -202,7 +203,7 @@ What the numbers mean:
   receiver has said that it holds the last item. The ways take turns in every round, and the
   median of the rounds counts.
   P50 and P99 are of single items, one at a time: from the send until the receiver has said that
-  it holds the item. CRC COSTS is the share of the speed that the pipe loses by its checksums.
+  it holds the item. CRC COSTS is the share of the speed that the pipe would lose with checksums.
   ITEMS is of each round. GB is 10^9 bytes, MiB 2^20. Peak memory is of two more processes, which
   fill their buffers (256 MiB at most) with each size and empty them again.
 
@@ -404,6 +405,10 @@ pub(crate) struct PipeArgs {
     /// Bytes of the largest tensor that is taken; both ends must agree [default: 4GiB]
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_item_size: Option<ByteSize>,
+
+    /// Send a CRC32C with every item, and check it; both ends must agree
+    #[arg(long)]
+    pub(crate) checksum: bool,
 
     /// A file with the secret that both ends must know; a line break at its end is dropped
     ///

@@ -32,7 +32,8 @@ pub(crate) const MARGIN: Duration = Duration::from_secs(2);
 pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Result<TcpConfig, Failure> {
     let group = GroupName::new(group).map_err(|error| Failure::usage(format!("--group: {error}")))?;
     let secret = secret(args.secret_file.as_deref())?;
-    Ok(TcpConfig { group, secret, connect_timeout: timeout, ..TcpConfig::default() })
+    let checksum = args.checksum;
+    Ok(TcpConfig { group, secret, checksum, connect_timeout: timeout, ..TcpConfig::default() })
 }
 
 /// As [`tcp_config`], for a rank that is one of many commands.

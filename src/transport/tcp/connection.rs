@@ -16,9 +16,11 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// they lie.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
-/// Bytes of a large payload that are checksummed and passed to the system at a time: few enough to
-/// be still in the cache for the second of the two.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of a large payload that are checksummed and passed to the system, or the other way round, at
+/// a time: few enough to be still in the cache for the second of the two. Without a checksum the
+/// system gets or gives as much as it can: each call, and each time that the peer is woken for a
+/// little, costs more than it saves.
+const CHECKED_BYTES: usize = 32 << 10;
 
 /// Bytes that are read beyond a large payload, for its trailer and the next header. What they hold of
 /// the next payload is copied, so they are few.
@@ -131,7 +133,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads a part of a payload to the beginning of `target`, which is not empty; 0 at the end of
     /// the stream. Cancel safe.
     async fn payload(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let limit = target.len().min(CHUNK_BYTES);
+        let limit = if self.checksum { target.len().min(CHECKED_BYTES) } else { target.len() };
         let read = if self.unread.is_empty() {
             self.stream.read(&mut target[..limit]).await?
         } else {
@@ -208,10 +210,10 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             add(payload);
             self.staged.extend_from_slice(payload);
         } else {
-            for chunk in payload.chunks(CHUNK_BYTES) {
-                add(chunk);
-                self.write_behind_staged(chunk).await?;
-                moved();
+            let piece_bytes = if self.checksum { CHECKED_BYTES } else { payload.len() };
+            for piece in payload.chunks(piece_bytes) {
+                add(piece);
+                self.write_behind_staged(piece, &moved).await?;
             }
         }
         if let Some(checksum) = checksum {
@@ -246,19 +248,27 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         self.stream.shutdown().await
     }
 
-    /// Writes what is staged and then `chunk`, together as far as the stream can.
-    async fn write_behind_staged(&mut self, mut chunk: &[u8]) -> io::Result<()> {
+    /// Writes what is staged and then `piece`, together as far as the stream can.
+    async fn write_behind_staged(&mut self, mut piece: &[u8], moved: impl Fn()) -> io::Result<()> {
         while self.flushed < self.staged.len() {
             let staged = &self.staged[self.flushed..];
-            let slices = [IoSlice::new(staged), IoSlice::new(chunk)];
+            let slices = [IoSlice::new(staged), IoSlice::new(piece)];
             let staged_bytes = staged.len();
             let written = self.stream.write_vectored(&slices).await?;
             self.take_flushed(written.min(staged_bytes))?;
-            chunk = &chunk[written.saturating_sub(staged_bytes)..];
+            piece = &piece[written.saturating_sub(staged_bytes)..];
         }
         self.staged.clear();
         self.flushed = 0;
-        self.stream.write_all(chunk).await
+        while !piece.is_empty() {
+            let written = self.stream.write(piece).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            piece = &piece[written..];
+            moved();
+        }
+        Ok(())
     }
 
     fn take_flushed(&mut self, written: usize) -> io::Result<()> {

@@ -98,7 +98,9 @@ impl<N: Net, S: Store> Dialer<N, S> {
                 return Err(NotResumed::Gone(format!("reconnecting failed for {tried} s: {last}")));
             }
             tokio::time::sleep_until(next).await;
-            last = match timeout_at(deadline, self.attempt(address, Some(peer))).await {
+            // One that hangs must leave time for others.
+            let attempt_ends = deadline.min(Instant::now() + limit / 3);
+            last = match timeout_at(attempt_ends, self.attempt(address, Some(peer))).await {
                 Ok(Ok(agreed)) => return Ok(agreed),
                 Ok(Err(Failure::Fatal(error))) => return Err(NotResumed::Failed(error)),
                 Ok(Err(Failure::Taken(_))) => return Err(NotResumed::Restarted),

@@ -33,7 +33,7 @@ pub(super) struct SizeMeasurement {
     /// The best of `limits`.
     pub(super) limit: Speed,
     pub(super) limits: Vec<Limit>,
-    pub(super) without_checksum: Option<Speed>,
+    pub(super) with_checksum: Option<Speed>,
     pub(super) latency: Latency,
     pub(super) limit_latency: Latency,
 }

@@ -68,7 +68,7 @@ fn measure_all(plan: &Plan, tell: &impl Fn(Event)) -> Result<(), Failure> {
             pipe,
             limit,
             limits: vec![Limit { read_cap: None, speed: limit }],
-            without_checksum: None,
+            with_checksum: None,
             latency,
             limit_latency,
         })));

@@ -196,9 +196,9 @@ impl SizeMeasurement {
         self.pipe.0 / self.limit.0
     }
 
-    /// By how much the pipe is slower than without checksums.
+    /// By how much the pipe is slower with checksums.
     fn checksum_cost_percent(&self) -> Option<f64> {
-        self.without_checksum.map(|without| 100.0 * (1.0 - self.pipe.0 / without.0))
+        self.with_checksum.map(|with| 100.0 * (1.0 - with.0 / self.pipe.0))
     }
 
     fn best_reads(&self) -> String {

@@ -4,7 +4,7 @@
 //!
 //! Every clock starts before the first byte is sent and stops when the receiver has said, over a
 //! socket, that it holds the last item. The bare socket and the pipe send the same few buffers in
-//! turn. A round has each read size of the bare socket, the pipe, and the pipe without checksums once,
+//! turn. A round has each read size of the bare socket, the pipe, and the pipe with checksums once,
 //! and each round begins with another of them. What counts is the median of the rounds of each; the
 //! limit is the read size with the best median.
 
@@ -15,6 +15,7 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::Store;
 use kvpipe::store::tcp::TcpStore;
 use kvpipe::tensor::{BufferPool, Tensor};
+use kvpipe::transport::tcp::TcpConfig;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -68,8 +69,8 @@ enum Way {
 }
 
 /// Of the pipes that are opened for a size.
-const WITH_CHECKSUM: usize = 0;
-const WITHOUT_CHECKSUM: usize = 1;
+const AS_SHIPPED: usize = 0;
+const WITH_CHECKSUM: usize = 1;
 
 impl Sender<'_> {
     async fn measure_all(&mut self) -> Result<(), Failure> {
@@ -98,11 +99,11 @@ impl Sender<'_> {
     async fn measure_size(&mut self, size: usize) -> Result<SizeMeasurement, Failure> {
         let sources = sources(size)?;
         self.clear().await?;
+        self.open(TcpConfig::default().checksum).await?;
         self.open(true).await?;
-        self.open(false).await?;
         let read_caps = READ_CAPS.into_iter().filter(|&cap| cap < size || cap == usize::MAX);
         let mut ways: Vec<Way> = read_caps.map(|read_cap| Way::Bare { read_cap }).collect();
-        ways.extend([Way::Pipe(WITH_CHECKSUM), Way::Pipe(WITHOUT_CHECKSUM)]);
+        ways.extend([Way::Pipe(AS_SHIPPED), Way::Pipe(WITH_CHECKSUM)]);
         let items = self.calibrate(&sources, &ways).await?;
         // Few, where each takes long.
         let paced = (items / 2).clamp(1, PACED_ITEMS_MAX);
@@ -119,20 +120,20 @@ impl Sender<'_> {
         }
 
         let mut limits = Vec::new();
-        let (mut pipe, mut without_checksum) = (Speed(0.0), None);
+        let (mut pipe, mut with_checksum) = (Speed(0.0), None);
         for (way, rounds) in ways.iter().zip(rounds) {
             let speed = Speed::of_rounds(items, rounds);
             match *way {
                 Way::Bare { read_cap } => {
                     limits.push(Limit { read_cap: (read_cap != usize::MAX).then_some(read_cap), speed });
                 }
-                Way::Pipe(WITH_CHECKSUM) => pipe = speed,
-                Way::Pipe(_) => without_checksum = Some(speed),
+                Way::Pipe(AS_SHIPPED) => pipe = speed,
+                Way::Pipe(_) => with_checksum = Some(speed),
             }
         }
         let limit = Speed(limits.iter().map(|limit| limit.speed.0).fold(0.0, f64::max));
         let (latency, limit_latency) = (Latency::of(latencies), Latency::of(limit_latencies));
-        Ok(SizeMeasurement { size, items, pipe, limit, limits, without_checksum, latency, limit_latency })
+        Ok(SizeMeasurement { size, items, pipe, limit, limits, with_checksum, latency, limit_latency })
     }
 
     /// Uses every way and every buffer once; gives the number of items that keep the bare socket busy
@@ -189,9 +190,9 @@ impl Sender<'_> {
     }
 
     async fn pipe_paced(&mut self, sources: &[Tensor], items: u64) -> Result<Vec<Duration>, Failure> {
-        let step = Step::PipePaced { pipe: WITH_CHECKSUM, items };
+        let step = Step::PipePaced { pipe: AS_SHIPPED, items };
         self.control.begin(&step).await?;
-        let pipe = &self.pipes[WITH_CHECKSUM];
+        let pipe = &self.pipes[AS_SHIPPED];
         let mut latencies = Vec::new();
         for (_, tensor) in (0..items).zip(sources.iter().cycle()) {
             let begin = Instant::now();
@@ -204,7 +205,7 @@ impl Sender<'_> {
 
     async fn measure_nones(&mut self) -> Result<Measurement, Failure> {
         self.clear().await?;
-        self.open(true).await?;
+        self.open(TcpConfig::default().checksum).await?;
         let mut items = 1000;
         items = loop {
             let elapsed = self.nones(items).await?;
@@ -221,11 +222,11 @@ impl Sender<'_> {
     }
 
     async fn nones(&mut self, items: u64) -> Result<Duration, Failure> {
-        let step = Step::Pipe { pipe: WITH_CHECKSUM, items };
+        let step = Step::Pipe { pipe: AS_SHIPPED, items };
         self.control.begin(&step).await?;
         let begin = Instant::now();
         for _ in 0..items {
-            self.pipes[WITH_CHECKSUM].send(None).await?;
+            self.pipes[AS_SHIPPED].send(None).await?;
         }
         self.control.answered(&step).await?;
         Ok(begin.elapsed())
@@ -233,7 +234,7 @@ impl Sender<'_> {
 
     async fn measure_round_trip(&mut self) -> Result<Measurement, Failure> {
         self.clear().await?;
-        self.open(true).await?;
+        self.open(TcpConfig::default().checksum).await?;
         let small = tensor(SMALL_BYTES, 0)?;
         let mut count = 100;
         let elapsed: Duration = self.bare_round_trips(count).await?.iter().sum();
@@ -254,8 +255,8 @@ impl Sender<'_> {
     }
 
     async fn pipe_round_trips(&mut self, tensor: &Tensor, count: u64) -> Result<Vec<Duration>, Failure> {
-        self.control.begin(&Step::PipeEcho { pipe: WITH_CHECKSUM, count }).await?;
-        let pipe = &self.pipes[WITH_CHECKSUM];
+        self.control.begin(&Step::PipeEcho { pipe: AS_SHIPPED, count }).await?;
+        let pipe = &self.pipes[AS_SHIPPED];
         let mut latencies = Vec::new();
         for _ in 0..count {
             let begin = Instant::now();
@@ -270,7 +271,7 @@ impl Sender<'_> {
     /// lets the receiver take everything while as much again is sent. What an end keeps of one size,
     /// it must not keep beside the next.
     async fn fill_memory(&mut self) -> Result<(), Failure> {
-        self.open(true).await?;
+        self.open(TcpConfig::default().checksum).await?;
         let mut sizes: Vec<usize> = self.args.sizes.iter().map(|size| size.0).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         for size in sizes {
@@ -278,7 +279,7 @@ impl Sender<'_> {
             while self.send_fresh(size, FULL_AFTER).await? {
                 sent += 1;
             }
-            let step = Step::Drain { pipe: WITH_CHECKSUM, items: 2 * sent };
+            let step = Step::Drain { pipe: AS_SHIPPED, items: 2 * sent };
             self.control.begin(&step).await?;
             for _ in 0..sent {
                 if !self.send_fresh(size, self.args.patience()).await? {
@@ -293,7 +294,7 @@ impl Sender<'_> {
     /// False if there is no room for an item within `patience`.
     async fn send_fresh(&self, size: usize, patience: Duration) -> Result<bool, Failure> {
         // Only with a permit, or the item would be memory that the pipe does not yet hold.
-        let reserving = self.pipes[WITH_CHECKSUM].sender()?.reserve(size);
+        let reserving = self.pipes[AS_SHIPPED].sender()?.reserve(size);
         let Ok(permit) = timeout(patience, reserving).await else { return Ok(false) };
         permit?.send(Some(tensor(size, 0)?))?;
         Ok(true)

@@ -116,6 +116,9 @@ fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<OsStr
     if let Some(path) = &args.pipe.secret_file {
         option("--secret-file", path.into());
     }
+    if args.pipe.checksum {
+        line.push("--checksum".into());
+    }
     line
 }
 
