@@ -161,6 +161,10 @@ impl<T: Clone> State<T> {
     /// Everything below `upto` has arrived. Never more than was handed out.
     pub(super) fn settle(&mut self, upto: u64, after: &mut Aftermath<T>) {
         let upto = upto.min(self.handed_out);
+        if upto <= self.settled {
+            // No progress, however often it is said.
+            return;
+        }
         while self.settled < upto {
             let Some(slot) = self.slots.pop_front() else { break };
             self.settled += 1;

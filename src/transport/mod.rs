@@ -143,6 +143,12 @@ impl Outbox {
         self.queue.failed().await
     }
 
+    /// Whether the user has closed: no further item is accepted.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// How many items are settled.
     #[must_use]
     pub fn settled(&self) -> u64 {

@@ -399,3 +399,15 @@ pub(crate) fn bytes_of_reply(reply: &Reply) -> Vec<u8> {
     reply.encode_into(&mut bytes);
     bytes
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_never_stops_talking_cannot_keep_a_receiver_from_leaving() {
+    let store = MemoryStore::new();
+    let (receiver, address) = receiver(&store, V4, plain(), limits()).await;
+    let mut stream = connector(address).await;
+    let chatter = bytes_of(&Frame::Alive).repeat(10_000);
+    let talking = tokio::spawn(async move { while stream.write_all(&chatter).await.is_ok() {} });
+    let closing = tokio::time::timeout(PATIENCE, receiver.receiver().unwrap().close());
+    closing.await.expect("it leaves");
+    talking.await.unwrap();
+}

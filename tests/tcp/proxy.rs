@@ -59,6 +59,7 @@ struct Shared {
     ends: watch::Sender<(u64, End)>,
     turns_away: AtomicBool,
     connections: AtomicU64,
+    turned_away: AtomicU64,
     forwarded: [AtomicU64; 2],
     /// The bytes after which a connection breaks, if it does.
     lifetime_bytes: Mutex<Option<u64>>,
@@ -78,6 +79,7 @@ impl Proxy {
             ends: watch::Sender::new((0, End::Close)),
             turns_away: AtomicBool::new(false),
             connections: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
             forwarded: Default::default(),
             lifetime_bytes: Mutex::default(),
             flipped_byte: AtomicU64::new(u64::MAX),
@@ -104,6 +106,11 @@ impl Proxy {
     /// Whether new connections are reset as soon as they come.
     pub(crate) fn turns_away(&self, turns_away: bool) {
         self.shared.turns_away.store(turns_away, Ordering::Relaxed);
+    }
+
+    /// How many connections were turned away.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.shared.turned_away.load(Ordering::Relaxed)
     }
 
     /// New connections are refused by the host from now on.
@@ -146,6 +153,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let (near, _) = listener.accept().await.unwrap();
         if shared.turns_away.load(Ordering::Relaxed) {
             lose(&near);
+            shared.turned_away.fetch_add(1, Ordering::Relaxed);
             continue;
         }
         // From here on, so that an end that is told while we connect is not missed.

@@ -238,6 +238,19 @@ async fn a_link_that_never_lets_an_item_through_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_close_during_an_outage_succeeds_if_everything_was_acknowledged() {
+    let reconnect_timeout = Duration::from_millis(400);
+    let (sender, proxy, _receiver) = met(TcpConfig { reconnect_timeout, ..config() }).await;
+    proxy.turns_away(true);
+    proxy.end(End::Reset);
+    while proxy.turned_away() == 0 {
+        tokio::task::yield_now().await;
+    }
+    sender.close().await.unwrap();
+    assert_eq!(sender.undelivered().len(), 0);
+}
+
+#[tokio::test]
 async fn zero_time_to_reconnect_means_that_a_break_is_the_end() {
     let never = TcpConfig { reconnect_timeout: Duration::ZERO, ..config() };
     let (sender, proxy, receiver) = met(never).await;

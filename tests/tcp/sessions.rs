@@ -1,13 +1,14 @@
 //! Who may go on with an edge, and from where: peers that come back, by hand.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use kvpipe::store::MemoryStore;
 use kvpipe::transport::tcp::{Secret, TcpConfig};
 use kvpipe::wire::auth::{Role, proof};
 use kvpipe::wire::frame::{Frame, Reply};
 use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, Refusal, RefusalReason, SessionId, Verdict};
-use kvpipe::{Error, Pipe};
+use kvpipe::{Error, Pipe, PipeConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -311,6 +312,43 @@ async fn a_receiver_that_no_longer_knows_the_session_has_restarted() {
         assert!(matches!(error, Error::PeerRestarted { .. }), "{error}");
         assert_eq!(undelivered, [(1, true), (2, true)]);
     }
+}
+
+#[tokio::test]
+async fn a_stranger_at_the_address_of_a_peer_that_holds_everything_does_not_spoil_the_close() {
+    let store = MemoryStore::new();
+    let listener = published(&store).await;
+    let pipe = sender(&store, plain(), limits());
+    pipe.try_send(None).unwrap();
+    let peer = async {
+        let (_, mut stream) = welcome(&listener, OURS, &Verdict::Accepted { received: 0 }).await;
+        reads_close(&mut stream).await;
+        stream.write_all(&bytes_of_reply(&Reply::Acknowledge { upto: 1 })).await.unwrap();
+        drop(stream);
+        let refusal = Refusal { reason: RefusalReason::Group, text: "another group".into() };
+        welcome(&listener, FOREIGN, &Verdict::Refusal(refusal)).await;
+    };
+    let (closed, ()) = tokio::join!(pipe.close(), peer);
+    closed.unwrap();
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_is_only_repeated_is_no_progress() {
+    let store = MemoryStore::new();
+    let listener = published(&store).await;
+    let hasty = PipeConfig { close_timeout: Duration::from_millis(300), ..limits() };
+    let pipe = sender(&store, plain(), hasty);
+    pipe.try_send(None).unwrap();
+    let repeating = async {
+        let (_, mut stream) = welcome(&listener, OURS, &Verdict::Accepted { received: 0 }).await;
+        let mut ticker = tokio::time::interval(Duration::from_millis(30));
+        while stream.write_all(&bytes_of_reply(&Reply::Acknowledge { upto: 0 })).await.is_ok() {
+            ticker.tick().await;
+        }
+    };
+    let both = async { tokio::join!(pipe.close(), repeating) };
+    let (closed, ()) = timeout(PATIENCE, both).await.expect("the close ends");
+    assert!(matches!(closed, Err(Error::Timeout { .. })), "{closed:?}");
 }
 
 #[tokio::test]

@@ -18,7 +18,9 @@
 //! | sending, closing | connection lost | lost | all that was sent stays in doubt |
 //! | lost | accepted by the same session, `received` from `acknowledged` to `sent` | sending | settle below `received`, send again from there: the peer holds nothing of it |
 //! | lost | accepted or refused by another session | ended | the peer has restarted |
-//! | lost | time is up, or nobody listens there | ended | the peer is gone; nothing is missing if the close was sent and all is acknowledged |
+//! | lost | time is up, or nobody listens there | ended | the peer is gone; nothing is missing if the user has closed and all is acknowledged |
+//! | lost | so many connections broke without an item getting through | ended | as before |
+//! | sending, closing | silence for the heartbeat limit | ended | as before; a silent peer is not resumed |
 //! | any | anything else | ended | the peer broke the protocol |
 //!
 //! # The receiver
@@ -27,16 +29,18 @@
 //! |---|---|---|---|
 //! | unmet | first connection of a session | receiving | remember the peer's session |
 //! | receiving | item with the sequence number `received` | receiving | deliver, then `received` + 1 |
-//! | receiving | item below `received` | receiving | skip: a duplicate |
+//! | receiving, complete | item below `received` | same | skip: a duplicate |
 //! | receiving, complete | `Close` of `received` items | complete | `Finished`, once the user has taken all |
 //! | complete | `Goodbye` | ended | |
 //! | receiving, complete | `Abort` | ended | |
 //! | receiving, complete | connection lost | lost | |
 //! | any but unmet | connection of the same session | as before the loss | it takes the place of the one before, and learns what is `received` |
+//! | receiving, complete | silence for the heartbeat limit, while reading | ended | the peer is gone, and not resumed |
+//! | receiving | our user leaves | ended | `Closed` with the number of items taken |
 //! | receiving, complete | connection of another session | same | refused: busy |
 //! | lost | connection of another session | ended | refused; the peer has restarted |
 //! | lost | time is up | ended | the peer is gone; nothing is missing if the stream was complete |
-//! | any | a session that wants to resume another than ours | same | refused |
+//! | any | a session that wants to resume another than ours, or that does not know ours although we hold items of it | same | refused |
 //! | any | anything else | ended | the peer broke the protocol |
 //!
 //! # Why nothing is lost, doubled, or wrongly in doubt

@@ -115,11 +115,6 @@ impl SendSession {
         self.acknowledged == self.sent
     }
 
-    /// Whether the graceful end is on its way and nothing is in doubt.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.closing && self.is_settled()
-    }
-
     /// Where the sender is, for an error.
     pub(crate) fn place(&self) -> String {
         format!("{} of {} sent items were acknowledged", self.acknowledged, self.sent)
@@ -152,12 +147,11 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_complete_once_closed_and_acknowledged() {
+    fn the_peer_finishes_once_we_have_closed() {
         let mut session = sent(1);
         assert_eq!(session.receive(Reply::Acknowledge { upto: 1 }), Ok(Heard::Acknowledged(1)));
-        assert!(!session.is_complete(), "more may come");
+        assert!(session.receive(Reply::Finished { taken: 1 }).is_err(), "more may come");
         assert_eq!(session.close(), Frame::Close { items: 1 });
-        assert!(session.is_complete());
         assert_eq!(session.receive(Reply::Finished { taken: 1 }), Ok(Heard::Finished(1)));
     }
 
@@ -190,8 +184,7 @@ mod tests {
         let mut session = sent(1);
         session.close();
         assert_eq!(session.meet(PEER, 1), Ok(Reunion::From(1)));
-        assert!(!session.is_complete(), "the peer may not have heard of it");
-        assert!(session.receive(Reply::Finished { taken: 1 }).is_err());
+        assert!(session.receive(Reply::Finished { taken: 1 }).is_err(), "it may not have heard of it");
         session.close();
         assert_eq!(session.receive(Reply::Finished { taken: 1 }), Ok(Heard::Finished(1)));
     }

@@ -195,9 +195,6 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         moved: impl Fn(),
     ) -> io::Result<()> {
         debug_assert_eq!(frame.payload_bytes(), payload.len());
-        if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
-            self.flush().await?;
-        }
         let begin = self.staged.len();
         frame.encode_into(&mut self.staged);
         let mut checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
@@ -218,6 +215,10 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         }
         if let Some(checksum) = checksum {
             self.staged.extend_from_slice(&checksum.to_le_bytes());
+        }
+        // Afterwards, so that a frame is staged whole even if this is cancelled.
+        if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
+            self.flush().await?;
         }
         Ok(())
     }

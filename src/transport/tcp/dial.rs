@@ -99,7 +99,7 @@ impl<N: Net, S: Store> Dialer<N, S> {
             }
             tokio::time::sleep_until(next).await;
             // One that hangs must leave time for others.
-            let attempt_ends = deadline.min(Instant::now() + limit / 3);
+            let attempt_ends = deadline.min(after(limit / 3));
             last = match timeout_at(attempt_ends, self.attempt(address, Some(peer))).await {
                 Ok(Ok(agreed)) => return Ok(agreed),
                 Ok(Err(Failure::Fatal(error))) => return Err(NotResumed::Failed(error)),

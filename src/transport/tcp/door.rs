@@ -84,7 +84,11 @@ impl<N: Net> Door<N> {
 
     /// Notes whom we did not let in, for the error if nobody else comes.
     pub(super) fn note_refused(&mut self, reason: String) {
-        tracing::warn!(reason, "refused a connection");
+        // Once for people; a stranger who comes again and again must not fill the log.
+        match self.last_refused {
+            None => tracing::warn!(reason, "refused a connection; others only on debug level"),
+            Some(_) => tracing::debug!(reason, "refused a connection"),
+        }
         self.last_refused = Some(reason);
     }
 

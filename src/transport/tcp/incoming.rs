@@ -120,11 +120,17 @@ impl Edge<'_> {
             };
             agreed = match turn {
                 Ok(agreed) => agreed,
-                Err(Stop::Ended(error @ Error::PeerGone { .. })) => return self.lost(error).await,
+                Err(Stop::Ended(error @ Error::PeerGone { .. })) => {
+                    drop(door);
+                    return self.lost(error).await;
+                }
                 Err(Stop::Ended(error)) => return Err(error),
                 Err(Stop::Broken(how)) => match self.await_return(&link, how, door.as_mut()).await {
                     Ok(agreed) => agreed,
-                    Err(error) => return self.lost(error).await,
+                    Err(error) => {
+                        drop(door);
+                        return self.lost(error).await;
+                    }
                 },
             };
         }
@@ -195,8 +201,8 @@ impl Edge<'_> {
             loop {
                 let candidate = tokio::select! {
                     biased;
-                    candidate = door.next() => candidate?,
                     () = &mut overdue => break,
+                    candidate = door.next() => candidate?,
                 };
                 let Some(peer) = self.admit(candidate, door, false).await? else { continue };
                 match self.accept(peer).await {
@@ -208,7 +214,8 @@ impl Edge<'_> {
                     Err(Stop::Ended(error)) => return Err(error),
                 }
             }
-            how = format!("{how}; it did not come back within {} s", limit.as_secs_f64());
+            let refused = door.last_refused().map_or(String::new(), |who| format!(" (last refused: {who})"));
+            how = format!("{how}; it did not come back within {} s{refused}", limit.as_secs_f64());
         }
         Err(self.gone(link, &how))
     }

@@ -200,6 +200,8 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
                 biased;
                 // The ticks first, or a sender that always has more for us would not hear from us.
                 _ = self.speaking.tick() => self.speak().await?,
+                // Nor would our user who leaves.
+                () = self.edge.items.closed() => return Err(Error::Closed.into()),
                 read = self.reader.read(payload.as_deref_mut()) => return self.heard(read),
                 () = turn(), if owing => {
                     turns += 1;
@@ -208,7 +210,6 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
                     }
                 }
                 _ = self.listening.tick() => self.listen()?,
-                () = self.edge.items.closed() => return Err(Error::Closed.into()),
             }
         }
     }

@@ -39,8 +39,11 @@
 //! meet, in whatever order they do it.
 //!
 //! A sender gives up as well when 16 connections in a row have broken without an item getting
-//! through. When everything was acknowledged, and only the peer's word that its user took it is
-//! missing, a close succeeds.
+//! through, though one was to. When everything was acknowledged, and only the peer's word that its
+//! user took it is missing, a close succeeds.
+//!
+//! Without a secret, whoever can reach the listener and knows group and ranks can pose as a new run of
+//! the peer, and so end an edge whose connection is broken just then.
 //!
 //! # Staying alive
 //!
@@ -86,7 +89,9 @@ pub struct TcpConfig {
     /// The two ends of an edge may differ in it.
     pub heartbeat: Duration,
     /// How long either end tries to resume a connection that broke; zero means not at all. A sender
-    /// whose peer's host refuses ends sooner.
+    /// whose peer's host refuses ends sooner. A break that only the receiver sees is resumed if the
+    /// sender notices in this time, for which it may need its heartbeat limit, and then it is too late:
+    /// let this be longer than that where half a connection may break.
     pub reconnect_timeout: Duration,
     /// Whether every frame carries a CRC32C of itself and its payload, besides TCP's own checksum of
     /// 16 bits. Off by default, since on loopback it costs more than a tenth of the speed of large

@@ -143,21 +143,22 @@ impl Edge<'_> {
                 Err(Stop::Ended(error)) => return Err(error),
                 Err(Stop::Broken(how)) => how,
             };
-            futile_connections += 1;
             match self.use_of_a_connection(acknowledged) {
-                Use::Moved => (backoff, futile_connections) = (Backoff::at_once(self.reconnect), 1),
-                Use::Idle => futile_connections = 1,
-                Use::None => {}
+                Use::Moved => (backoff, futile_connections) = (Backoff::at_once(self.reconnect), 0),
+                Use::Idle => futile_connections = 0,
+                Use::None => futile_connections += 1,
             }
-            if futile_connections > FUTILE_CONNECTIONS_MAX {
+            if futile_connections >= FUTILE_CONNECTIONS_MAX {
                 return self
                     .gone(&format!("{how}, {futile_connections} times without an item getting through"));
             }
             agreed = match self.resume(&how, address, dialer, &mut backoff).await {
                 Ok(agreed) => agreed,
                 Err(NotResumed::Gone(why)) => return self.gone(&format!("{how}; {why}")),
-                Err(NotResumed::Restarted) => return self.restarted(),
-                Err(NotResumed::Failed(error)) => return Err(error),
+                Err(NotResumed::Restarted) => {
+                    return self.lost(Error::PeerRestarted { link: self.link.clone() });
+                }
+                Err(NotResumed::Failed(error)) => return self.lost(error),
             };
         }
     }
@@ -167,7 +168,7 @@ impl Edge<'_> {
         let session = self.session.lock();
         match session.acknowledged() > acknowledged {
             true => Use::Moved,
-            false if session.is_settled() && !session.is_complete() => Use::Idle,
+            false if session.is_settled() && !self.is_complete() => Use::Idle,
             false => Use::None,
         }
     }
@@ -194,7 +195,9 @@ impl Edge<'_> {
                 self.items.settle(received);
                 self.items.rewind(received);
             }
-            Reunion::Restarted => return self.restarted().map_err(Stop::Ended),
+            Reunion::Restarted => {
+                return Ok(self.lost(Error::PeerRestarted { link: self.link.clone() })?);
+            }
         }
         let mut reader = FrameReader::new(agreed.reader, self.checksum);
         let mut writer = FrameWriter::new(agreed.writer, self.checksum);
@@ -334,23 +337,24 @@ impl Edge<'_> {
         self.items.rewind(self.items.settled());
     }
 
-    /// The end of an edge without a last word: a failure, unless everything was acknowledged and only
-    /// that word is missing.
+    /// The peer is gone, as far as we can tell.
     fn gone(&self, how: &str) -> Result<()> {
-        let session = self.session.lock();
-        if session.is_complete() {
-            return Ok(());
-        }
-        let reason = format!("{how}; {}", session.place());
-        Err(Error::PeerGone { link: self.link.clone(), reason })
+        let reason = format!("{how}; {}", self.session.lock().place());
+        self.lost(Error::PeerGone { link: self.link.clone(), reason })
     }
 
-    /// As [`gone`](Self::gone), when another process answers in the peer's place.
-    fn restarted(&self) -> Result<()> {
-        match self.session.lock().is_complete() {
+    /// The end of an edge without a last word: a failure, unless everything was acknowledged and only
+    /// that word, or even our close, is missing.
+    fn lost(&self, error: Error) -> Result<()> {
+        match self.is_complete() {
             true => Ok(()),
-            false => Err(Error::PeerRestarted { link: self.link.clone() }),
+            false => Err(error),
         }
+    }
+
+    /// Whether our user has closed, and the peer holds everything.
+    fn is_complete(&self) -> bool {
+        self.items.is_closed() && self.items.settled() == self.items.accepted()
     }
 
     fn misbehaved(&self, Violation(violation): Violation) -> Error {
