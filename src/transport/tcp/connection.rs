@@ -258,6 +258,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             let written = self.stream.write_vectored(&slices).await?;
             self.take_flushed(written.min(staged_bytes))?;
             piece = &piece[written.saturating_sub(staged_bytes)..];
+            moved();
         }
         self.staged.clear();
         self.flushed = 0;
