@@ -6,6 +6,7 @@
 //! | [`frame`] | framing, and the frames of the two directions of an edge | the tcp transport |
 //! | [`handshake`] | the four messages before the first frame | the tcp transport |
 //! | [`auth`] | the shared secret, and the proof of knowing it | the tcp transport |
+//! | [`object`] | what ranks of a group send one another | native groups |
 //! | [`text`] | the two kinds of text that messages carry | both |
 //!
 //! # Encoding
@@ -27,7 +28,9 @@ mod error;
 pub mod frame;
 pub mod handshake;
 pub mod metadata;
+pub mod object;
 pub mod text;
 
 pub use error::DecodeError;
 pub use metadata::Metadata;
+pub use object::{Object, UniqueId};
