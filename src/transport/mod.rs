@@ -32,6 +32,8 @@ mod ring;
 mod session;
 #[cfg(not(loom))]
 pub mod tcp;
+#[cfg(not(loom))]
+mod timing;
 
 use std::future::Future;
 use std::sync::Arc;

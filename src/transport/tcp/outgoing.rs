@@ -9,15 +9,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::connection::{FrameReader, FrameWriter};
-use super::dial::{Backoff, Dialer, NotResumed};
+use super::dial::{Dialer, NotResumed};
 use super::handshake::Agreed;
-use super::{GOODBYE, Stop, TcpConfig, listening, silent_for, speaking, ticker};
+use super::{Stop, TcpConfig};
 use crate::error::{Error, Link, Result};
 use crate::net::{Net, Stream};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tensor::Tensor;
 use crate::transport::session::{Heard, Reunion, SendSession, Silence, Violation};
+use crate::transport::timing::{Backoff, GOODBYE, listening, silent_for, speaking, ticker};
 use crate::transport::{Outbox, Outgoing, Ring};
 use crate::wire::frame::{Frame, Reply};
 use crate::wire::metadata::Metadata;
