@@ -31,6 +31,8 @@ mod ring;
 #[cfg(not(loom))]
 mod session;
 #[cfg(not(loom))]
+pub mod store;
+#[cfg(not(loom))]
 pub mod tcp;
 #[cfg(not(loom))]
 mod timing;

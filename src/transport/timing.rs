@@ -1,10 +1,11 @@
 //! When to speak, when to listen, how long to wait, and when to try again.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::session;
+use super::{Outbox, session};
 
 /// How long an end that gave up waits for the other to notice.
 pub(super) const GOODBYE: Duration = Duration::from_secs(1);
@@ -38,6 +39,22 @@ pub(super) fn after(limit: Duration) -> Instant {
 pub(super) fn silent_for(heartbeat: Duration) -> String {
     format!("it was silent for {} s", heartbeat.as_secs_f64())
 }
+
+/// Lets a close wait for as long as we are connecting.
+pub(super) async fn showing_progress<T>(items: &Outbox, connecting: impl Future<Output = T>) -> T {
+    let mut ticker = ticker(PROGRESS_PERIOD);
+    let mut connecting = pin!(connecting);
+    loop {
+        tokio::select! {
+            biased;
+            connected = &mut connecting => return connected,
+            _ = ticker.tick() => items.progress(),
+        }
+    }
+}
+
+/// How often a close is told that we are still connecting.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
