@@ -50,6 +50,12 @@ pub trait Outgoing: Send + 'static {
     /// Between whom, for errors.
     fn link(&self) -> Link;
 
+    /// Refuses what this wire can't carry, such as a dtype that its encoding does not have, before it
+    /// is accepted: the caller gets the error, and the pipe goes on.
+    fn admission(&self) -> fn(&Item) -> Result<()> {
+        |_item| Ok(())
+    }
+
     /// Moves items until `items` gives `None`, then tells the peer. Acknowledgements, heartbeats and
     /// reconnection live here, so a direction that never moves an item is still alive.
     ///
