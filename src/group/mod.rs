@@ -73,9 +73,9 @@ use crate::error::{Error, Link, Result};
 use crate::store::tcp::TcpStoreServer;
 use crate::store::{Limits, Store};
 use crate::sync::Mutex;
-use crate::wire::{Object, pickle};
 pub use crate::wire::WireMode;
 pub use crate::wire::text::GroupName;
+use crate::wire::{Object, pickle};
 
 mod barrier;
 mod keys;
@@ -94,6 +94,11 @@ pub struct GroupConfig {
     pub timeout: Duration,
     /// How long an object that was sent is kept on vLLM's wire. 3600 s.
     pub expiration: Duration,
+    /// Whether an object that another rank sent to this one is deleted once it is read on vLLM's wire,
+    /// too. vLLM's own ranks don't, so that their store keeps an hour of traffic; but nobody reads it
+    /// again, and the sender does not mind. Off by default: the store sees a DELETE_KEY that vLLM would
+    /// not send.
+    pub deletes_received: bool,
     /// Of the store that [`create`](StatelessProcessGroup::create) serves or connects to, and of what
     /// is decoded.
     pub limits: Limits,
@@ -108,6 +113,7 @@ impl Default for GroupConfig {
             name: GroupName::default(),
             timeout: Duration::from_secs(300),
             expiration: Duration::from_secs(3600),
+            deletes_received: false,
             limits: Limits::default(),
             entropy: Entropy::system(),
         }
@@ -192,6 +198,12 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
     #[must_use]
     pub fn world_size(&self) -> usize {
         self.world_size
+    }
+
+    /// Whose keys and values it uses.
+    #[must_use]
+    pub fn wire(&self) -> WireMode {
+        self.config.wire
     }
 
     /// The store.
@@ -467,7 +479,9 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
             let key = self.keys.object(route, lane.next);
             let value = self.store.get(&key, UNBOUNDED).await?;
             lane.received = Some(self.decode(&value, route)?);
-            if self.config.wire == WireMode::Native {
+            let keeps = self.config.wire == WireMode::Vllm
+                && !(self.config.deletes_received && matches!(route, Route::Direct { .. }));
+            if !keeps {
                 lane.errands.push(match route {
                     // With one reader, there is nobody to count.
                     Route::Broadcast { .. } if self.world_size > 2 => {
