@@ -37,3 +37,14 @@ pub mod text;
 pub use error::DecodeError;
 pub use metadata::Metadata;
 pub use object::{Object, UniqueId};
+
+/// Whose keys and values a group and its pipes use. All ranks of a group must use the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireMode {
+    /// kvpipe's own.
+    #[default]
+    Native,
+    /// Those of vLLM, from 0.9 on, for peers that have never heard of kvpipe. Its pipes end with 0.12.
+    Vllm,
+}
