@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{GroupConfig, StatelessProcessGroup, WireMode, check_rank, in_time};
+use super::{GroupConfig, StatelessProcessGroup, WireMode, in_time};
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
@@ -32,16 +32,14 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
         config: GroupConfig,
     ) -> Result<Self> {
         check_reachable(host, port)?;
-        if rank > 0 {
-            return Self::meet(net, host, port, (rank, world_size), None, config).await;
-        }
+        config.check(rank, world_size)?;
         let began = Instant::now();
-        let binding = tokio::time::timeout(config.timeout, bind(&net, host, port, &config)).await;
-        let server = in_time(binding, config.timeout, || format!("the addresses of {host:?}"))?;
-        let config_left = GroupConfig { timeout: config.timeout.saturating_sub(began.elapsed()), ..config };
-        let mut group = Self::serve(net, server, world_size, config_left).await?;
-        group.config.timeout = config.timeout;
-        Ok(group)
+        let mut server = None;
+        if rank == 0 {
+            let binding = tokio::time::timeout(config.timeout, bind(&net, host, port, &config)).await;
+            server = Some(in_time(binding, config.timeout, || format!("the addresses of {host:?}"))?);
+        }
+        Self::meet(net, (host, port), (rank, world_size), server, config, began).await
     }
 
     /// Rank 0 of [`create`](Self::create), with a server that listens already, such as on a port that
@@ -58,9 +56,11 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
         world_size: usize,
         config: GroupConfig,
     ) -> Result<Self> {
+        config.check(0, world_size)?;
         let address = server.local_addr();
         let host = address.ip().to_string();
-        Self::meet(net, &host, address.port(), (0, world_size), Some(server), config).await
+        let place = (host.as_str(), address.port());
+        Self::meet(net, place, (0, world_size), Some(server), config, Instant::now()).await
     }
 
     /// The store's address, as this rank reaches it.
@@ -96,25 +96,32 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
 
     async fn meet(
         net: N,
-        host: &str,
-        port: u16,
+        (host, port): (&str, u16),
         (rank, world_size): (usize, usize),
         server: Option<TcpStoreServer>,
         config: GroupConfig,
+        began: Instant,
     ) -> Result<Self> {
-        // Before anybody is counted in.
-        let mut options = ConnectOptions::default();
-        options.timeout = config.timeout;
-        options.limits = config.limits.clone();
-        options.entropy = config.entropy.clone();
-        check_rank(rank, world_size)?;
-        let began = Instant::now();
         let left = || config.timeout.saturating_sub(began.elapsed());
-        let store = TcpStore::connect(net, host, port, options).await?;
-        store.join(left()).await?;
-        if rank == 0 || config.wire == WireMode::Native {
-            store.wait_for_workers(world_size, left()).await?;
-        }
+        let options = ConnectOptions {
+            timeout: left(),
+            limits: config.limits.clone(),
+            entropy: config.entropy.clone(),
+            ..ConnectOptions::default()
+        };
+        let meeting = async {
+            let store = TcpStore::connect(net, host, port, options).await?;
+            store.join(left()).await?;
+            if rank == 0 || config.wire == WireMode::Native {
+                store.wait_for_workers(world_size, left()).await?;
+            }
+            Ok(store)
+        };
+        let store = meeting.await.map_err(|error| match error {
+            // Not only what was left of it.
+            Error::Timeout { awaited, .. } => Error::timeout(awaited, config.timeout),
+            other => other,
+        })?;
         let mut group = Self::new(store, rank, world_size, config)?;
         group.server = server;
         Ok(group)

@@ -196,10 +196,7 @@ async fn what_is_no_object_is_the_peers_fault_and_stays_in_its_place(wire: WireM
     store.set(&key, "\u{7f}garbage".into(), LONG).await.unwrap();
     for _ in 0..2 {
         let error = one.recv_obj(0).await.unwrap_err();
-        assert!(
-            matches!(error, Error::PeerMisbehaved { .. } | Error::PeerIncompatible { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, Error::PeerMisbehaved { .. } | Error::PeerIncompatible { .. }), "{error}");
         assert!(error.to_string().starts_with("rank 1 to rank 0: "), "{error}");
     }
     store.set(&key, good, LONG).await.unwrap();
@@ -230,7 +227,9 @@ async fn two_groups_of_the_same_ranks_do_not_hear_each_other(wire: WireMode) {
             // Of the same type as the other arm.
             StatelessProcessGroup::new(PrefixStore::new("", store.clone()), rank, 2, config).unwrap()
         }
-        _ => StatelessProcessGroup::new(PrefixStore::new(name, store.clone()), rank, 2, config(wire)).unwrap(),
+        _ => {
+            StatelessProcessGroup::new(PrefixStore::new(name, store.clone()), rank, 2, config(wire)).unwrap()
+        }
     };
     let [red0, red1] = [group(0, "red"), group(1, "red")];
     let [blue0, blue1] = [group(0, "blue"), group(1, "blue")];
