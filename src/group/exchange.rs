@@ -14,6 +14,7 @@ use crate::store::Store;
 use crate::wire::{Object, pickle};
 
 impl<S: Store + Clone> StatelessProcessGroup<S> {
+    /// Deletes what is too old, oldest first; gives how many objects.
     pub(super) async fn expire(&self) -> Result<usize> {
         let mut expired = 0;
         loop {
@@ -81,7 +82,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
             let key = self.keys.object(route, lane.next);
             let value = self.store.get(&key, UNBOUNDED).await?;
             lane.received = Some(self.decode(&value, route)?);
-            if self.config.wire == WireMode::Native {
+            if self.is_deleted_once_read(route) {
                 lane.errands.push(match route {
                     // With one reader, there is nobody to count.
                     Route::Broadcast { .. } if self.world_size > 2 => {
@@ -96,15 +97,26 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         lane.received.take().ok_or_else(|| Error::Bug("a received object is gone".into()))
     }
 
+    fn is_deleted_once_read(&self, route: Route) -> bool {
+        match self.config.wire {
+            WireMode::Native => true,
+            WireMode::Vllm => self.config.deletes_received && matches!(route, Route::Direct { .. }),
+        }
+    }
+
     fn lane(&self, route: Route) -> Arc<AsyncMutex<Lane>> {
         Arc::clone(self.lanes.lock().entry(route).or_default())
     }
 
-    /// What a call on a route was about, once it has ended.
-    pub(super) fn place(&self, route: Route) -> String {
+    /// What a call on a route was waiting for, once it has ended: for its turn, for the store to change
+    /// something, or else for `what`.
+    pub(super) fn awaited(&self, route: Route, what: &str) -> String {
         match self.lane(route).try_lock() {
-            Ok(lane) => format!("an object (key {:?})", self.keys.object(route, lane.next)),
-            Err(_) => "an object that another call is waiting for, too".into(),
+            Err(_) => format!("an earlier call to end, and then for {what}"),
+            Ok(lane) if lane.errands.is_empty() => {
+                format!("{what} (key {:?})", self.keys.object(route, lane.next))
+            }
+            Ok(lane) => lane.errands.to_string(),
         }
     }
 

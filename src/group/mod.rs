@@ -30,6 +30,9 @@
 //!
 //! # Calls that fail or are dropped
 //!
+//! A group begins anew with all of its ranks: one that starts again alone counts from 0, and the others
+//! don't.
+//!
 //! A timeout is one bound over everything that a call does. Whatever way a call ends, the group goes on
 //! being usable, and nothing is lost or out of place:
 //!
@@ -49,7 +52,7 @@
 //!
 //! | | native, `N` ranks together | `vllm` |
 //! |---|---|---|
-//! | an object to one rank | 3 | 2, later 1 |
+//! | an object to one rank | 3 | 2 (3 in groups of more than two), later 1 |
 //! | a broadcast | `2N + 1` (3 for two ranks) | `N`, later 1 |
 //! | `all_gather_obj` | `N` broadcasts | `N` broadcasts |
 //! | a barrier | `5N - 1` | `6N + 2` |
@@ -94,6 +97,11 @@ pub struct GroupConfig {
     pub timeout: Duration,
     /// How long an object that was sent is kept on vLLM's wire. 3600 s.
     pub expiration: Duration,
+    /// Whether an object that another rank sent to this one is deleted once it is read on vLLM's wire,
+    /// too. vLLM's own ranks don't, so that their store keeps an hour of traffic; but nobody reads it
+    /// again, and the sender does not mind. Off by default: the store sees a DELETE_KEY that vLLM would
+    /// not send.
+    pub deletes_received: bool,
     /// Of the store that [`create`](StatelessProcessGroup::create) serves or connects to, and of what
     /// is decoded.
     pub limits: Limits,
@@ -108,6 +116,7 @@ impl Default for GroupConfig {
             name: GroupName::default(),
             timeout: Duration::from_secs(300),
             expiration: Duration::from_secs(3600),
+            deletes_received: false,
             limits: Limits::default(),
             entropy: Entropy::system(),
         }
@@ -202,6 +211,12 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         self.world_size
     }
 
+    /// Whose keys and values it uses.
+    #[must_use]
+    pub fn wire(&self) -> WireMode {
+        self.config.wire
+    }
+
     /// The store.
     #[must_use]
     pub fn store(&self) -> &S {
@@ -233,7 +248,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         self.check_peer("send to", dst)?;
         let value = self.encode(object)?;
         let route = Route::Direct { src: self.rank, dst };
-        let awaited = || format!("the store to take {}", self.place(route));
+        let awaited = || self.awaited(route, "the store to take an object");
         within(timeout, awaited, self.post(route, value, |_key| ())).await
     }
 
@@ -261,7 +276,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         self.check_peer("receive from", src)?;
         self.check_only_source(src)?;
         let route = Route::Direct { src, dst: self.rank };
-        let awaited = || format!("rank {src} to send {}", self.place(route));
+        let awaited = || self.awaited(route, &format!("rank {src} to send an object"));
         within(timeout, awaited, self.take(route)).await
     }
 
@@ -294,13 +309,13 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         check_rank(src, self.world_size)?;
         let route = Route::Broadcast { src };
         if src != self.rank {
-            let awaited = || format!("rank {src} to broadcast {}", self.place(route));
+            let awaited = || self.awaited(route, &format!("rank {src} to broadcast an object"));
             return within(timeout, awaited, self.take(route)).await;
         }
         let object = object
             .ok_or_else(|| Error::Misuse(format!("rank {src} broadcasts, and so must give the object")))?;
         let value = self.encode(object)?;
-        let awaited = || format!("the store to take {}", self.place(route));
+        let awaited = || self.awaited(route, "the store to take an object");
         within(timeout, awaited, self.post(route, value, |_key| ())).await?;
         Ok(object.clone())
     }

@@ -1,5 +1,6 @@
 //! Groups whose rank 0 serves the store.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 
 impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
     /// Meets the others at `host:port`, a name or an address: rank 0 serves the store there, on exactly
-    /// that address (the first of a name's that can be bound), and the others connect, before or after.
+    /// that address (the first of a name's that is this machine's), and the others connect, before or after.
     ///
     /// Returns once all ranks are there; on vLLM's wire, only rank 0 waits for them.
     ///
@@ -130,7 +131,7 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
 
 /// Refuses what would only show as a timeout at the other ranks.
 fn check_reachable(host: &str, port: u16) -> Result<()> {
-    if host.parse().is_ok_and(|address: IpAddr| address.is_unspecified()) {
+    if host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_unspecified()) {
         return Err(Error::Misuse(format!(
             "other ranks can't connect to {host}: give an address of rank 0 that they reach"
         )));
@@ -141,16 +142,20 @@ fn check_reachable(host: &str, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// The first address of `host` that can be bound, of whatever family.
+/// The first address of `host` that is one of this machine's, of whatever family. It must be free: the
+/// others would find whoever has it, and not us.
 async fn bind<N: Net>(net: &N, host: &str, port: u16, config: &GroupConfig) -> Result<TcpStoreServer> {
     let resolving = |error| Error::io(format!("resolving {host:?}"), error);
     let addresses = net.resolve(host, port).await.map_err(resolving)?;
     let mut last_failure = None;
     for address in addresses {
+        check_reachable(&address.ip().to_string(), port)?;
         match TcpStoreServer::bind(net, address, config.limits.clone()).await {
-            Ok(server) => return Ok(server),
-            Err(failure) => last_failure = Some(failure),
+            Err(Error::Io { doing, source }) if source.kind() == io::ErrorKind::AddrNotAvailable => {
+                last_failure = Some(Error::Io { doing, source });
+            }
+            bound => return bound,
         }
     }
-    Err(last_failure.unwrap_or_else(|| resolving(std::io::ErrorKind::NotFound.into())))
+    Err(last_failure.unwrap_or_else(|| resolving(io::ErrorKind::NotFound.into())))
 }

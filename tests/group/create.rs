@@ -1,11 +1,12 @@
 //! Groups over TCP, whose rank 0 serves the store: real sockets on loopback.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
-use kvpipe::net::TokioNet;
+use kvpipe::net::{Net, SocketOptions, TokioNet};
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, Store};
 use kvpipe::{Error, Result};
@@ -131,6 +132,52 @@ async fn a_port_that_is_taken_is_an_error_and_not_somebody_elses_store() {
     let port = taken.local_addr().unwrap().port();
     let error = create("127.0.0.1", port, 0, 2, WireMode::Native).await.unwrap_err();
     assert!(matches!(&error, Error::Io { .. }) && error.to_string().contains(&port.to_string()), "{error}");
+}
+
+/// A network in which every name has these addresses.
+#[derive(Clone)]
+struct Named(Vec<IpAddr>);
+
+impl Net for Named {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+
+    async fn connect(&self, address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
+        TokioNet.connect(address, options).await
+    }
+
+    async fn bind(&self, address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+        TokioNet.bind(address, options).await
+    }
+
+    async fn resolve(&self, _host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.0.iter().map(|address| SocketAddr::new(*address, port)).collect())
+    }
+}
+
+/// The address at which rank 0, alone in its group, serves the store of a host with such addresses.
+async fn served_at(addresses: [&str; 2], port: u16) -> Result<SocketAddr> {
+    let net = Named(addresses.iter().map(|address| address.parse().unwrap()).collect());
+    let config = within_a_minute(WireMode::Native);
+    let group = StatelessProcessGroup::create(net, "node", port, 0, 1, config).await?;
+    Ok(group.server_addr())
+}
+
+#[tokio::test]
+async fn of_a_names_addresses_the_first_of_this_machine_is_served_and_must_be_free() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    // The others would connect to whoever has the first one.
+    let error = served_at(["127.0.0.1", "127.0.0.2"], port).await.unwrap_err();
+    assert!(matches!(&error, Error::Io { .. }) && error.to_string().contains("127.0.0.1"), "{error}");
+
+    let port = free_port("127.0.0.2").await;
+    // An address for documentation only (RFC 5737), which no machine has.
+    let served = served_at(["192.0.2.1", "127.0.0.2"], port).await.unwrap();
+    assert_eq!(served.to_string(), format!("127.0.0.2:{port}"));
+    // A name for every address, such as "0".
+    let error = served_at(["0.0.0.0", "127.0.0.2"], port).await.unwrap_err();
+    assert!(matches!(error, Error::Misuse(_)), "{error}");
 }
 
 #[tokio::test]

@@ -55,6 +55,19 @@ async fn a_receiver_deletes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receiver_that_is_told_to_deletes_what_it_read_but_no_broadcast() {
+    let store = Watched::new();
+    let config = GroupConfig { deletes_received: true, ..config(VLLM) };
+    let rank = |rank| StatelessProcessGroup::new(store.clone(), rank, 2, config.clone()).unwrap();
+    let (zero, one) = (rank(0), rank(1));
+    zero.send_obj(&text("a"), 1).await.unwrap();
+    zero.broadcast_obj(Some(&text("b")), 0).await.unwrap();
+    assert_eq!(one.recv_obj(0).await.unwrap(), text("a"));
+    assert_eq!(one.broadcast_obj(None, 0).await.unwrap(), text("b"));
+    assert_eq!(store.keys(), ["broadcast_from/0/0"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn receiving_from_a_second_rank_is_refused() {
     let groups = groups(&Watched::new(), VLLM, 3);
     groups[0].send_obj(&text("a"), 2).await.unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kvpipe::PipeConfig;
+use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
 
 use crate::args::{PipeArgs, RankArgs};
@@ -44,6 +45,21 @@ pub(crate) fn rank_config(rank: &RankArgs) -> Result<TcpConfig, Failure> {
     }
     let config = tcp_config(&rank.pipe, &rank.group, rank.timeout.0)?;
     Ok(TcpConfig { heartbeat: rank.heartbeat.0, reconnect_timeout: rank.reconnect.0, ..config })
+}
+
+/// What the two transports have in common. Values of a store are neither authenticated nor checked
+/// again.
+pub(crate) fn store_config(tcp: TcpConfig) -> StoreConfig {
+    let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
+    StoreConfig {
+        group,
+        connect_timeout,
+        heartbeat,
+        reconnect_timeout,
+        entropy,
+        pool,
+        ..StoreConfig::default()
+    }
 }
 
 /// Where the secret comes from if no file is given. Not from an argument: everybody can see those.

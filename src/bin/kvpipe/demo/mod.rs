@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::RankReport;
 use self::workload::Workload;
-use crate::args::{DemoArgs, DemoTransport};
+use crate::args::{DemoArgs, DemoTransport, WireTransport};
 use crate::endpoint;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -29,7 +29,8 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     drop(first);
     let mut stop = StopSignals::new()?;
     let reports = match args.transport {
-        DemoTransport::Tcp => processes::run(&args, &output, &mut stop).await,
+        DemoTransport::Tcp => processes::run(&args, WireTransport::Tcp, &output, &mut stop).await,
+        DemoTransport::Store => processes::run(&args, WireTransport::Store, &output, &mut stop).await,
         DemoTransport::Memory => in_memory(&args, &mut stop).await,
     };
     output.finish_progress();
