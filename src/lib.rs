@@ -48,6 +48,7 @@
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
 //! | [`wire`] | every byte that kvpipe's own protocol sends, without I/O |
+//! | [`parallel`] | dividing tensors and layers among ranks, as vLLM does |
 //! | [`config`] | [`PipeConfig`]; reading vLLM's `--kv-transfer-config` |
 //! | [`error`] | one [`Error`], by who is at fault |
 //! | [`net`], [`entropy`] | sockets and random bytes, so that a simulation can replace them |
@@ -63,6 +64,7 @@ pub mod entropy;
 pub mod error;
 #[cfg(not(loom))]
 pub mod net;
+pub mod parallel;
 pub mod pipe;
 mod queue;
 pub mod store;
