@@ -167,10 +167,10 @@ fn explicit_partition(layers: usize, rank: usize, size: usize, list: &str) -> Re
         (stages, sum) = (stages + 1, end);
     }
     if stages != size {
-        return Err(format!("is of {stages} stages, where the pipeline has {size}"));
+        return Err(format!("is for a pipeline of {stages}, where this one has {size} stages"));
     }
     if sum != layers {
-        return Err(format!("is of {sum} layers, where the model has {layers}"));
+        return Err(format!("adds up to {sum}, where the model has {layers} layers"));
     }
     Ok(own)
 }
@@ -290,9 +290,9 @@ mod tests {
             ("3,four", "has \"four\", which is no number of layers"),
             ("3,99999999999999999999999", "has \"99999999999999999999999\", which is no number of layers"),
             ("18446744073709551615,8", "has more layers than can be counted"),
-            ("1,2,4", "is of 3 stages, where the pipeline has 2"),
-            ("7", "is of 1 stages, where the pipeline has 2"),
-            ("5,5", "is of 10 layers, where the model has 7"),
+            ("1,2,4", "is for a pipeline of 3, where this one has 2 stages"),
+            ("7", "is for a pipeline of 1, where this one has 2 stages"),
+            ("5,5", "adds up to 10, where the model has 7 layers"),
         ] {
             assert_eq!(refusal(7, 0, 2, Some(list)), format!("the layer partition {list:?} {why}"));
         }
