@@ -58,6 +58,22 @@ async fn a_port_in_use_is_named() {
     }
 }
 
+#[tokio::test]
+async fn a_store_may_be_on_every_address_if_asked_for() {
+    let mut store = Process::start("store --listen 0.0.0.0:0 --allow-remote");
+    let line = store.line().await;
+    let port = line.strip_prefix("listening on 0.0.0.0:").unwrap();
+    connect(&format!("127.0.0.1:{port}")).await;
+}
+
+#[tokio::test]
+async fn a_rank_may_serve_the_store_on_every_address_if_asked_for() {
+    let mut sender = Process::start("send --store 0.0.0.0:0 --rank 0 --world-size 2 --allow-remote none");
+    let store = sender.store_address().await.replace("0.0.0.0", "127.0.0.1");
+    run(&format!("recv --store {store} --rank 1 --world-size 2")).await.exited(0);
+    sender.finish().await.exited(0);
+}
+
 /// Rank 0 of three has finished with rank 1; rank 2 is still out.
 async fn rank_0_that_waits(timeout: &str) -> (Process, String) {
     let mut sender =

@@ -10,14 +10,13 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Receiver;
 use kvpipe::tensor::{DType, Item, Tensor, safetensors};
-use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::args::RecvArgs;
-use crate::endpoint;
+use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::Output;
 use crate::rendezvous::Rendezvous;
@@ -25,15 +24,15 @@ use crate::units::{Count, Size};
 
 /// Receives until the end, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
-    let ring = args.rank.ring()?;
-    let config = endpoint::rank_config(&args.rank)?;
+    let place = Place::new(&args.rank)?;
+    let config = endpoint::rank_config(&args.rank, place.timeout)?;
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;
     }
     let output = Output::new(args.rank.json).with_progress(None);
-    let rendezvous = Rendezvous::join(&args.rank, &output).await?;
-    let outcome = transfer(&args, ring, config, &rendezvous, &output).await;
+    let rendezvous = Rendezvous::join(&place, &output).await?;
+    let outcome = transfer(&args, place, config, &rendezvous, &output).await;
     output.finish_progress();
     let code = failure::report(outcome);
     rendezvous.leave(&output).await;
@@ -42,17 +41,16 @@ pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
 
 async fn transfer(
     args: &RecvArgs,
-    ring: Ring,
+    place: Place,
     config: TcpConfig,
     rendezvous: &Rendezvous,
     output: &Output,
 ) -> Result<(), Failure> {
-    let store = rendezvous.store();
+    let (ring, store) = (place.ring, rendezvous.store());
     let address = SocketAddr::new(published_ip(args, rendezvous)?, 0);
     let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await?;
     output.note(format_args!("rank {} receives at {}", ring.rank(), incoming.local_addr()));
-    let config = endpoint::pipe_config(&args.rank.pipe, args.rank.timeout.0);
-    let (pipe, driver) = Pipe::receive_only(incoming, config);
+    let (pipe, driver) = Pipe::receive_only(incoming, place.limits);
     tokio::spawn(driver);
     let mut received = Received::default();
     let ended = receive_all(pipe.receiver()?, args, output, &mut received).await;

@@ -8,14 +8,13 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Sender;
 use kvpipe::tensor::{Item, safetensors};
-use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::{TcpConfig, TcpOutgoing};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::SendArgs;
-use crate::endpoint;
+use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
 use crate::rendezvous::Rendezvous;
@@ -23,13 +22,13 @@ use crate::units::{Count, Size};
 
 /// Sends everything, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
-    let ring = args.rank.ring()?;
-    let config = endpoint::rank_config(&args.rank)?;
+    let place = Place::new(&args.rank)?;
+    let config = endpoint::rank_config(&args.rank, place.timeout)?;
     let items = read_items(&args.items)?;
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));
-    let rendezvous = Rendezvous::join(&args.rank, &output).await?;
-    let outcome = transfer(&args, ring, config, &rendezvous, &items, &output).await;
+    let rendezvous = Rendezvous::join(&place, &output).await?;
+    let outcome = transfer(&place, config, &rendezvous, &items, &output).await;
     output.finish_progress();
     let code = failure::report(outcome);
     rendezvous.leave(&output).await;
@@ -64,16 +63,15 @@ fn read_items(arguments: &[PathBuf]) -> Result<Vec<Planned>, Failure> {
 }
 
 async fn transfer(
-    args: &SendArgs,
-    ring: Ring,
+    place: &Place,
     config: TcpConfig,
     rendezvous: &Rendezvous,
     items: &[Planned],
     output: &Output,
 ) -> Result<(), Failure> {
-    let patience = args.rank.timeout.0;
+    let (ring, patience) = (place.ring, place.timeout);
     let outgoing = TcpOutgoing::new(TokioNet, rendezvous.store(), ring, config);
-    let (pipe, driver) = Pipe::send_only(outgoing, endpoint::pipe_config(&args.rank.pipe, patience));
+    let (pipe, driver) = Pipe::send_only(outgoing, place.limits.clone());
     let mut driver = tokio::spawn(driver);
     let sender = pipe.sender()?;
     let started = Instant::now();

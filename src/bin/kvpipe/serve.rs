@@ -20,7 +20,7 @@ pub(crate) async fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.json);
     // Before anybody is told that we are ready, and so may send a signal.
     let mut stop = StopSignals::new()?;
-    let server = bind(&args.listen).await?;
+    let server = bind(resolve(&args.listen, args.allow_remote).await?, Limits::default()).await?;
     let listening = server.local_addr();
     output.result(format_args!("listening on {listening}"), &Listening { listening })?;
     let stopped = stop.received().await;
@@ -29,17 +29,26 @@ pub(crate) async fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A server on exactly `address`; of a name, on its first address.
-pub(crate) async fn bind(address: &HostPort) -> Result<TcpStoreServer, Failure> {
-    let address = resolve(address).await?;
-    Ok(TcpStoreServer::bind(&TokioNet, address, Limits::default()).await?)
+/// A server on exactly `address`.
+pub(crate) async fn bind(address: SocketAddr, limits: Limits) -> Result<TcpStoreServer, Failure> {
+    Ok(TcpStoreServer::bind(&TokioNet, address, limits).await?)
 }
 
-async fn resolve(address: &HostPort) -> Result<SocketAddr, Failure> {
+/// The address to serve a store on; of a name, the first one. One that means every address of this
+/// machine only if that is allowed, however it is written: `0`, `[::ffff:0.0.0.0]`, a name.
+pub(crate) async fn resolve(address: &HostPort, allow_remote: bool) -> Result<SocketAddr, Failure> {
     let doing = || format!("looking up {address}");
     let found =
         TokioNet.resolve(&address.host, address.port).await.map_err(|error| Failure::io(doing(), &error))?;
-    found.first().copied().ok_or_else(|| Failure::new(format!("{}: no address", doing())))
+    let found = found.first().copied().ok_or_else(|| Failure::new(format!("{}: no address", doing())))?;
+    if !allow_remote && found.ip().to_canonical().is_unspecified() {
+        return Err(Failure::usage(format!(
+            "{address} would serve the store on every address of this machine"
+        ))
+        .detail("its protocol has no authentication: whoever reaches the port can read and change every key")
+        .hint("give one address, or say --allow-remote if only friends can reach this machine"));
+    }
+    Ok(found)
 }
 
 #[derive(Serialize)]

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use kvpipe::net::TokioNet;
+use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
@@ -19,12 +20,11 @@ use super::exchange::{self, Workloads};
 use super::report::RankReport;
 use crate::args::{DemoArgs, DemoRankArgs};
 use crate::children::Children;
-use crate::endpoint;
+use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Rendezvous, reachable};
 use crate::serve::{self, StopSignals};
-use crate::units::HostPort;
 
 /// What a rank tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,13 +42,14 @@ enum Event {
 /// when this returns.
 pub(super) async fn run(
     args: &DemoArgs,
+    plan: &DemoPlan,
     output: &Output,
     stop: &mut StopSignals,
 ) -> Result<Vec<RankReport>, Failure> {
     let mut ranks = Children::new(output)?;
     let outcome = tokio::select! {
         biased;
-        reports = follow(args, output, &mut ranks) => reports,
+        reports = follow(args, plan, output, &mut ranks) => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
     ranks.end_all().await;
@@ -57,20 +58,21 @@ pub(super) async fn run(
 
 async fn follow(
     args: &DemoArgs,
+    plan: &DemoPlan,
     output: &Output,
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, rank, store))
+        ranks.start(format!("rank {rank}"), arguments(args, plan, rank, store))
     };
-    start(ranks, 0, None)?;
+    start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
     let mut checked = 0;
     while let Some(event) = ranks.next().await? {
         match event {
             Event::Store(address) => {
-                for rank in 1..args.ranks {
-                    start(ranks, rank, Some(address))?;
+                for rank in 1..plan.ranks {
+                    start(ranks, rank, address)?;
                 }
             }
             Event::Checked(bytes) => {
@@ -80,23 +82,21 @@ async fn follow(
             Event::Done(report) => reports.push(report),
         }
     }
-    if reports.len() < usize::from(args.ranks) {
-        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), args.ranks)));
+    if reports.len() < usize::from(plan.ranks) {
+        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), plan.ranks)));
     }
     reports.sort_by_key(|report: &RankReport| report.rank);
     Ok(reports)
 }
 
 /// The command line of a rank.
-fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<OsString> {
+fn arguments(args: &DemoArgs, plan: &DemoPlan, rank: u16, store: SocketAddr) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["demo-rank".into()];
     let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
-    option("--world-size", args.ranks.to_string().into());
-    option("--timeout", args.timeout.to_string().into());
-    if let Some(store) = store {
-        option("--store", store.to_string().into());
-    }
+    option("--world-size", plan.ranks.to_string().into());
+    option("--timeout", plan.timeout.to_string().into());
+    option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
         None => {
@@ -107,16 +107,16 @@ fn arguments(args: &DemoArgs, rank: u16, store: Option<SocketAddr>) -> Vec<OsStr
     if let Some(tokens) = args.workload.tokens {
         option("--tokens", tokens.to_string().into());
     }
-    if let Some(bytes) = args.pipe.buffer_size {
+    if let Some(bytes) = plan.pipe.buffer_size {
         option("--buffer-size", bytes.0.to_string().into());
     }
-    if let Some(bytes) = args.pipe.max_item_size {
+    if let Some(bytes) = plan.pipe.max_item_size {
         option("--max-item-size", bytes.0.to_string().into());
     }
-    if let Some(path) = &args.pipe.secret_file {
+    if let Some(path) = &plan.pipe.secret_file {
         option("--secret-file", path.into());
     }
-    if args.pipe.checksum {
+    if plan.pipe.checksum {
         line.push("--checksum".into());
     }
     line
@@ -128,7 +128,7 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(true);
     let rendezvous = meet(&args, ring).await?;
     if let Some(address) = rendezvous.served_at() {
-        tell_parent(&output, &Event::Store(address))?;
+        tell_parent(&output, &Event::Store(reachable(address)))?;
     }
     let report = exchange_all(&args, ring, &rendezvous, &output).await?;
     tell_parent(&output, &Event::Done(report))?;
@@ -139,16 +139,13 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn meet(args: &DemoRankArgs, ring: Ring) -> Result<Rendezvous, Failure> {
-    let timeout = args.timeout.0;
-    match &args.store {
-        Some(store) => {
-            Rendezvous::connect(&store.host, store.port, ring.rank(), ring.world_size(), timeout).await
-        }
-        None => {
-            let any_port = HostPort { host: LOOPBACK.to_string(), port: 0 };
-            Rendezvous::with_server(serve::bind(&any_port).await?, ring.world_size(), timeout).await
-        }
+    let (store, timeout) = (args.store, args.timeout.0);
+    if ring.rank() == 0 {
+        let server = serve::bind(store, Limits::default()).await?;
+        return Rendezvous::with_server(server, ring.world_size(), timeout).await;
     }
+    let host = store.ip().to_string();
+    Rendezvous::connect(&host, store.port(), ring.rank(), ring.world_size(), timeout).await
 }
 
 async fn exchange_all(
