@@ -3,6 +3,7 @@
 use crate::support::{Process, directory, run, text};
 
 const SEND: &str = "send --store 127.0.0.1:0 --rank 0 --world-size 2";
+const STORE: &str = "store --listen 127.0.0.1:0";
 const RECV: &str = "recv --store 127.0.0.1:0 --rank 0 --world-size 2";
 
 #[tokio::test]
@@ -38,6 +39,11 @@ async fn arguments_that_cant_be_are_usage_errors_that_quote_them() {
         ("demo --model gpt-2", "gpt-2"),
         ("demo --model tiny --input x.safetensors", "--input"),
         ("store --listen 4000", "HOST:PORT"),
+        (&format!("{STORE} --max-value-bytes 0"), "at least 1 byte"),
+        (&format!("{STORE} --max-value-bytes 2TiB"), "--max-value-bytes 2048 GiB is over"),
+        (&format!("{STORE} --max-clients 0"), "--max-clients"),
+        (&format!("{STORE} --stats 0"), "--stats"),
+        (&format!("{STORE} --stats often"), "--stats"),
     ] {
         run(line).await.exited(2).says(&[quoted]);
     }

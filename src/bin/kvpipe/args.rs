@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvpipe::config::KvTransferConfig;
+use kvpipe::store::Limits;
 
 use crate::units::{ByteSize, HostPort, Seconds};
 
@@ -277,6 +278,19 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: HostPort,
 
+    /// Bytes of the largest value that is taken; both servers of PyTorch take 8MiB [default: 8MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_value_bytes: Option<ByteSize>,
+
+    /// Connections at a time, of which a rank may have several; one more is closed at once
+    #[arg(long, value_name = "N", default_value_t = Limits::default().clients as u64,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) max_clients: u64,
+
+    /// Print what the store holds and has done every so many seconds, 10 if not said, and at the end
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    pub(crate) stats: Option<Seconds>,
+
     /// Listen even on 0.0.0.0 or [::], where whoever reaches this machine may use the store
     #[arg(long)]
     pub(crate) allow_remote: bool,
@@ -289,7 +303,8 @@ pub(crate) struct StoreArgs {
 const STORE_EXAMPLES: &str = "\
 Examples:
   kvpipe store --listen 127.0.0.1:29500
-  kvpipe store --listen [::1]:0 --json";
+  kvpipe store --listen [::1]:0 --json
+  kvpipe store --listen 10.0.0.1:29500 --max-value-bytes 64MiB --stats 60";
 
 /// Send tensors to the next rank, then close the pipe gracefully
 ///
