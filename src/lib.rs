@@ -47,6 +47,7 @@
 //! | [`transport`] | the contract between pipes and wires; the wires: [`memory`](transport::memory), [`tcp`](transport::tcp) |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
+//! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
 //! | [`wire`] | every byte that kvpipe's own protocol sends, without I/O |
 //! | [`parallel`] | dividing tensors and layers among ranks, as vLLM does |
 //! | [`config`] | [`PipeConfig`]; reading vLLM's `--kv-transfer-config` |
@@ -62,6 +63,8 @@
 pub mod config;
 pub mod entropy;
 pub mod error;
+#[cfg(not(loom))]
+pub mod group;
 #[cfg(not(loom))]
 pub mod net;
 pub mod parallel;

@@ -31,7 +31,11 @@ mod ring;
 #[cfg(not(loom))]
 mod session;
 #[cfg(not(loom))]
+pub mod store;
+#[cfg(not(loom))]
 pub mod tcp;
+#[cfg(not(loom))]
+mod timing;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -45,6 +49,12 @@ use crate::tensor::{Item, Tensor};
 pub trait Outgoing: Send + 'static {
     /// Between whom, for errors.
     fn link(&self) -> Link;
+
+    /// Refuses what this wire can't carry, such as a dtype that its encoding does not have, before it
+    /// is accepted: the caller gets the error, and the pipe goes on.
+    fn admission(&self) -> fn(&Item) -> Result<()> {
+        |_item| Ok(())
+    }
 
     /// Moves items until `items` gives `None`, then tells the peer. Acknowledgements, heartbeats and
     /// reconnection live here, so a direction that never moves an item is still alive.

@@ -176,3 +176,5 @@ conformance!(tcp_v4, crate::backend::Tcp::v4());
 conformance!(tcp_v6, crate::backend::Tcp::v6());
 conformance!(tcp_with_a_secret, crate::backend::Tcp::with_a_secret());
 conformance!(tcp_with_a_checksum, crate::backend::Tcp::with_a_checksum());
+conformance!(store_in_memory, crate::backend::OverStore::new());
+conformance!(store_over_tcp, crate::backend::OverTcpStore::new());

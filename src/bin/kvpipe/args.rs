@@ -131,7 +131,18 @@ pub(crate) enum ModelName {
 pub(crate) enum DemoTransport {
     /// Processes, connected by TCP
     Tcp,
+    /// Processes that have nothing in common but a store, which rank 0 serves
+    Store,
     /// One process with all ends
+    Memory,
+}
+
+/// What the benchmark knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchTransport {
+    /// Two processes, connected by TCP
+    Tcp,
+    /// Two threads of one process
     Memory,
 }
 
@@ -147,6 +158,9 @@ pub(crate) struct DemoRankArgs {
 
     #[arg(long)]
     pub(crate) world_size: usize,
+
+    #[arg(long, value_enum)]
+    pub(crate) transport: WireTransport,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -171,8 +185,8 @@ pub(crate) struct BenchArgs {
     pub(crate) sizes: Vec<ByteSize>,
 
     /// How the items travel; memory: between two threads of one process, nothing is copied
-    #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
-    pub(crate) transport: DemoTransport,
+    #[arg(long, value_enum, default_value_t = BenchTransport::Tcp)]
+    pub(crate) transport: BenchTransport,
 
     /// Bytes of tensors that each end holds at most; the bare socket has as many unacknowledged
     /// [default: 1GB]
@@ -465,6 +479,8 @@ fn seconds_or_none(text: &str) -> Result<Seconds, String> {
 pub(crate) enum WireTransport {
     /// One TCP connection for each edge
     Tcp,
+    /// As values of the store, where ranks can reach nothing else
+    Store,
 }
 
 /// How a pipe is set up.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvpipe::config::{self, BufferDevice, KvTransferConfig};
 use kvpipe::transport::Ring;
+use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
 use kvpipe::{Error, PipeConfig};
 
@@ -113,8 +114,10 @@ impl DemoPlan {
                 ))
             })?,
             store: match args.transport {
-                DemoTransport::Tcp => serve::resolve(&store, args.transfer.allow_remote).await?,
                 DemoTransport::Memory => own.store,
+                DemoTransport::Tcp | DemoTransport::Store => {
+                    serve::resolve(&store, args.transfer.allow_remote).await?
+                }
             },
             timeout: args.timeout.unwrap_or(Seconds(endpoint.store_timeout)),
             pipe: PipeArgs { buffer_size: args.pipe.buffer_size.or(Some(budget)), ..own.pipe },
@@ -178,6 +181,21 @@ pub(crate) fn rank_config(rank: &RankArgs, timeout: Duration) -> Result<TcpConfi
     }
     let config = tcp_config(&rank.pipe, &rank.group, timeout)?;
     Ok(TcpConfig { heartbeat: rank.heartbeat.0, reconnect_timeout: rank.reconnect.0, ..config })
+}
+
+/// What the two transports have in common. Values of a store are neither authenticated nor checked
+/// again.
+pub(crate) fn store_config(tcp: TcpConfig) -> StoreConfig {
+    let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
+    StoreConfig {
+        group,
+        connect_timeout,
+        heartbeat,
+        reconnect_timeout,
+        entropy,
+        pool,
+        ..StoreConfig::default()
+    }
 }
 
 /// Where the secret comes from if no file is given. Not from an argument: everybody can see those.

@@ -10,12 +10,14 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Receiver;
 use kvpipe::tensor::{DType, Item, Tensor, safetensors};
+use kvpipe::transport::store::StoreIncoming;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming};
+use kvpipe::transport::{Incoming, Ring};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::args::RecvArgs;
+use crate::args::{RecvArgs, WireTransport};
 use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::Output;
@@ -32,24 +34,44 @@ pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     }
     let output = Output::new(args.rank.json).with_progress(None);
     let rendezvous = Rendezvous::join(&place, &output).await?;
-    let outcome = transfer(&args, place, config, &rendezvous, &output).await;
+    let ring = place.ring;
+    let outcome = match args.rank.transport {
+        WireTransport::Tcp => match listen(&args, ring, config, &rendezvous, &output).await {
+            Ok(incoming) => transfer(&args, place, incoming, &output).await,
+            Err(failure) => Err(failure),
+        },
+        WireTransport::Store => {
+            let incoming = StoreIncoming::new(rendezvous.store(), ring, endpoint::store_config(config));
+            transfer(&args, place, incoming, &output).await
+        }
+    };
     output.finish_progress();
     let code = failure::report(outcome);
     rendezvous.leave(&output).await;
     Ok(code)
 }
 
-async fn transfer(
+async fn listen(
     args: &RecvArgs,
-    place: Place,
+    ring: Ring,
     config: TcpConfig,
     rendezvous: &Rendezvous,
     output: &Output,
-) -> Result<(), Failure> {
-    let (ring, store) = (place.ring, rendezvous.store());
+) -> Result<TcpIncoming<TokioNet>, Failure> {
+    let store = rendezvous.store();
     let address = SocketAddr::new(published_ip(args, rendezvous)?, 0);
     let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await?;
     output.note(format_args!("rank {} receives at {}", ring.rank(), incoming.local_addr()));
+    Ok(incoming)
+}
+
+async fn transfer(
+    args: &RecvArgs,
+    place: Place,
+    incoming: impl Incoming,
+    output: &Output,
+) -> Result<(), Failure> {
+    let ring = place.ring;
     let (pipe, driver) = Pipe::receive_only(incoming, place.limits);
     tokio::spawn(driver);
     let mut received = Received::default();

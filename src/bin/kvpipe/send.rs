@@ -8,12 +8,14 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Sender;
 use kvpipe::tensor::{Item, safetensors};
-use kvpipe::transport::tcp::{TcpConfig, TcpOutgoing};
+use kvpipe::transport::Outgoing;
+use kvpipe::transport::store::StoreOutgoing;
+use kvpipe::transport::tcp::TcpOutgoing;
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::args::SendArgs;
+use crate::args::{SendArgs, WireTransport};
 use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
@@ -28,7 +30,17 @@ pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));
     let rendezvous = Rendezvous::join(&place, &output).await?;
-    let outcome = transfer(&place, config, &rendezvous, &items, &output).await;
+    let (ring, store) = (place.ring, rendezvous.store());
+    let outcome = match args.rank.transport {
+        WireTransport::Tcp => {
+            let outgoing = TcpOutgoing::new(TokioNet, store, ring, config);
+            transfer(&place, outgoing, &items, &output).await
+        }
+        WireTransport::Store => {
+            let outgoing = StoreOutgoing::new(store, ring, endpoint::store_config(config));
+            transfer(&place, outgoing, &items, &output).await
+        }
+    };
     output.finish_progress();
     let code = failure::report(outcome);
     rendezvous.leave(&output).await;
@@ -64,13 +76,11 @@ fn read_items(arguments: &[PathBuf]) -> Result<Vec<Planned>, Failure> {
 
 async fn transfer(
     place: &Place,
-    config: TcpConfig,
-    rendezvous: &Rendezvous,
+    outgoing: impl Outgoing,
     items: &[Planned],
     output: &Output,
 ) -> Result<(), Failure> {
     let (ring, patience) = (place.ring, place.timeout);
-    let outgoing = TcpOutgoing::new(TokioNet, rendezvous.store(), ring, config);
     let (pipe, driver) = Pipe::send_only(outgoing, place.limits.clone());
     let mut driver = tokio::spawn(driver);
     let sender = pipe.sender()?;

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::RankReport;
 use self::workload::Workload;
-use crate::args::{DemoArgs, DemoTransport};
+use crate::args::{DemoArgs, DemoTransport, WireTransport};
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -30,7 +30,8 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     drop(first);
     let mut stop = StopSignals::new()?;
     let reports = match args.transport {
-        DemoTransport::Tcp => processes::run(&args, &plan, &output, &mut stop).await,
+        DemoTransport::Tcp => processes::run(&args, &plan, WireTransport::Tcp, &output, &mut stop).await,
+        DemoTransport::Store => processes::run(&args, &plan, WireTransport::Store, &output, &mut stop).await,
         DemoTransport::Memory => in_memory(&args, &plan, &mut stop).await,
     };
     output.finish_progress();

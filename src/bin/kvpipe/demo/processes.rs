@@ -12,13 +12,14 @@ use clap::ValueEnum;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
+use kvpipe::transport::store::StoreTransport;
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 
 use super::bare::BareEdges;
 use super::exchange::{self, Workloads};
 use super::report::RankReport;
-use crate::args::{DemoArgs, DemoRankArgs};
+use crate::args::{DemoArgs, DemoRankArgs, WireTransport};
 use crate::children::Children;
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
@@ -43,13 +44,14 @@ enum Event {
 pub(super) async fn run(
     args: &DemoArgs,
     plan: &DemoPlan,
+    transport: WireTransport,
     output: &Output,
     stop: &mut StopSignals,
 ) -> Result<Vec<RankReport>, Failure> {
     let mut ranks = Children::new(output)?;
     let outcome = tokio::select! {
         biased;
-        reports = follow(args, plan, output, &mut ranks) => reports,
+        reports = follow(args, plan, transport, output, &mut ranks) => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
     ranks.end_all().await;
@@ -59,11 +61,12 @@ pub(super) async fn run(
 async fn follow(
     args: &DemoArgs,
     plan: &DemoPlan,
+    transport: WireTransport,
     output: &Output,
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, plan, rank, store))
+        ranks.start(format!("rank {rank}"), arguments(args, plan, transport, rank, store))
     };
     start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
@@ -90,19 +93,23 @@ async fn follow(
 }
 
 /// The command line of a rank.
-fn arguments(args: &DemoArgs, plan: &DemoPlan, rank: u16, store: SocketAddr) -> Vec<OsString> {
+fn arguments(
+    args: &DemoArgs,
+    plan: &DemoPlan,
+    transport: WireTransport,
+    rank: u16,
+    store: SocketAddr,
+) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["demo-rank".into()];
     let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
     option("--world-size", plan.ranks.to_string().into());
     option("--timeout", plan.timeout.to_string().into());
+    option("--transport", value_name(&transport));
     option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
-        None => {
-            let model = args.workload.model.to_possible_value();
-            option("--model", model.map_or_else(String::new, |model| model.get_name().into()).into());
-        }
+        None => option("--model", value_name(&args.workload.model)),
     }
     if let Some(tokens) = args.workload.tokens {
         option("--tokens", tokens.to_string().into());
@@ -120,6 +127,11 @@ fn arguments(args: &DemoArgs, plan: &DemoPlan, rank: u16, store: SocketAddr) -> 
         line.push("--checksum".into());
     }
     line
+}
+
+/// As it is written on the command line.
+fn value_name(value: &impl ValueEnum) -> OsString {
+    value.to_possible_value().map_or_else(OsString::new, |value| value.get_name().into())
 }
 
 /// A rank, as its own process.
@@ -158,11 +170,19 @@ async fn exchange_all(
     let workloads = Workloads::new(&args.workload, ring)?;
     let store = rendezvous.store();
     let config = endpoint::tcp_config(&args.pipe, "demo", timeout)?;
-    let address = SocketAddr::new(LOOPBACK, 0);
-    let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
     let limits = endpoint::pipe_config(&args.pipe, timeout);
     let bare = BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?;
-    let (pipe, driver) = exchange::pipe(transport, limits);
+    let (pipe, driver) = match args.transport {
+        WireTransport::Tcp => {
+            let address = SocketAddr::new(LOOPBACK, 0);
+            let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
+            exchange::pipe(transport, limits)
+        }
+        WireTransport::Store => {
+            let config = endpoint::store_config(config);
+            exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits)
+        }
+    };
     tokio::spawn(driver);
     exchange::run(&pipe, &store, ring, &workloads, Some(bare), timeout, |bytes| {
         tell_parent(output, &Event::Checked(bytes))

@@ -1,0 +1,4 @@
+//! Python's pickles of vLLM's values, from outside: recorded bytes, round trips, hostile bytes, and
+//! Python itself where it is at hand.
+
+mod golden;
