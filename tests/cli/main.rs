@@ -7,3 +7,4 @@ mod failures;
 mod store;
 mod support;
 mod transfer;
+mod transfer_config;

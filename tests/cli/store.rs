@@ -58,6 +58,63 @@ async fn a_port_in_use_is_named() {
     }
 }
 
+/// A store, and where it listens.
+async fn listening(options: &str) -> (Process, String) {
+    let mut store = Process::start(&format!("store --listen 127.0.0.1:0 {options}"));
+    let address = store.line().await.split_off("listening on ".len());
+    (store, address)
+}
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_value_of_the_limit_is_taken_and_one_byte_more_is_not() {
+    let (store, address) = listening("--max-value-bytes 1KiB").await;
+    let client = connect(&address).await;
+    client.set("fits", vec![0; 1024].into(), PATIENCE).await.unwrap();
+    client.get("fits", PATIENCE).await.unwrap();
+    // The server closes the connection of a client that declares too much.
+    let refused = async {
+        client.set("too long", vec![0; 1025].into(), PATIENCE).await?;
+        client.get("too long", PATIENCE).await
+    };
+    refused.await.unwrap_err();
+    connect(&address).await.get("fits", PATIENCE).await.unwrap();
+    store.signal("TERM").await;
+    store.finish().await.exited(0).says(&["1025", "limit"]);
+}
+
+#[tokio::test]
+async fn a_client_beyond_the_limit_is_closed_and_one_that_leaves_makes_room() {
+    let (mut store, address) = listening("--max-clients 1").await;
+    let client = connect(&address).await;
+    client.set("key", Bytes::new(), PATIENCE).await.unwrap();
+    let mut options = ConnectOptions::default();
+    options.timeout = Duration::from_millis(500);
+    let (host, port) = address.rsplit_once(':').unwrap();
+    TcpStore::connect(TokioNet, host, port.parse().unwrap(), options).await.unwrap_err();
+    store.note("the store has its limit of clients").await;
+    drop(client);
+    // Connecting tries again until there is room.
+    connect(&address).await.get("key", PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_may_be_on_every_address_if_asked_for() {
+    let mut store = Process::start("store --listen 0.0.0.0:0 --allow-remote");
+    let line = store.line().await;
+    let port = line.strip_prefix("listening on 0.0.0.0:").unwrap();
+    connect(&format!("127.0.0.1:{port}")).await;
+}
+
+#[tokio::test]
+async fn a_rank_may_serve_the_store_on_every_address_if_asked_for() {
+    let mut sender = Process::start("send --store 0.0.0.0:0 --rank 0 --world-size 2 --allow-remote none");
+    let store = sender.store_address().await.replace("0.0.0.0", "127.0.0.1");
+    run(&format!("recv --store {store} --rank 1 --world-size 2")).await.exited(0);
+    sender.finish().await.exited(0);
+}
+
 /// Rank 0 of three has finished with rank 1; rank 2 is still out.
 async fn rank_0_that_waits(timeout: &str) -> (Process, String) {
     let mut sender =

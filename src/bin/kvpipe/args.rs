@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kvpipe::transport::Ring;
+use kvpipe::config::KvTransferConfig;
+use kvpipe::store::Limits;
 
-use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
 
 #[derive(Debug, Parser)]
@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 
     /// Log what the library does to standard error
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 900)]
     pub(crate) verbose: bool,
 }
 
@@ -50,9 +50,9 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// How many ranks to start, in a ring; 1 sends to itself
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) ranks: u16,
+    /// How many ranks to start, in a ring; 1 sends to itself [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
+    pub(crate) ranks: Option<u16>,
 
     /// How the ranks are connected; memory: all in one process, nothing is copied
     #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
@@ -64,29 +64,39 @@ pub(crate) struct DemoArgs {
     #[command(flatten)]
     pub(crate) pipe: PipeArgs,
 
-    /// Seconds that anything may take: the ranks to appear, a request to arrive
-    #[arg(long, value_name = "S", default_value = "60")]
-    pub(crate) timeout: Seconds,
+    /// Seconds that anything may take: the ranks to appear, a request to arrive [default: 60]
+    #[arg(long, value_name = "S")]
+    pub(crate) timeout: Option<Seconds>,
+
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
 
     /// Print the result as JSON, on one line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
+/// The most ranks of a demo: they all are processes of one machine.
+pub(crate) const RANKS_MAX: i64 = 64;
+
 const DEMO_EXAMPLES: &str = "\
 Examples:
   kvpipe demo
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
+  kvpipe demo --kv-transfer-config '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
 What the numbers mean:
-  Requests are moved one after the other. All ranks start one at the same moment, and check it when
-  it has arrived; the time for checking is not counted. SECONDS is the time from the start of each
-  request until its None has arrived, added up. P50 and P99 are of the time that each item took: from
-  the one before it, or from the start of the request, until it arrived. GB is 10^9 bytes.
-  OF SOCKET is the share of the speed of bare sockets in the same run: after each request all ranks
-  move its first 32 MiB again at the same time, over bare sockets, once for each of four read sizes;
-  the fastest counts, as in kvpipe bench. In memory nothing is copied, so there it has no meaning.";
+  Requests are moved one after the other. All ranks start one at the same
+  moment, and check it when it has arrived; the time for checking is not
+  counted. SECONDS is the time from the start of each request until its None
+  has arrived, added up. P50 and P99 are of the time that each item took: from
+  the one before it, or from the start of the request, until it arrived. GB is
+  10^9 bytes. OF SOCKET is the share of the speed of bare sockets in the same
+  run: after each request all ranks move its first 32 MiB again at the same
+  time, over bare sockets, once for each of four read sizes; the fastest
+  counts, as in kvpipe bench. In memory nothing is copied, so there it has no
+  meaning.";
 
 /// What the demo moves.
 #[derive(Clone, Debug, Args)]
@@ -139,9 +149,9 @@ pub(crate) enum BenchTransport {
 /// One rank of a demo, started by `demo`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoRankArgs {
-    /// Where rank 0's store listens; rank 0 itself takes none, chooses a port and prints it
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) store: Option<HostPort>,
+    /// Where rank 0's store listens; rank 0 itself serves it there and prints the address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) store: SocketAddr,
 
     #[arg(long)]
     pub(crate) rank: usize,
@@ -210,19 +220,22 @@ Examples:
   kvpipe bench --plot bench.svg
 
 What the numbers mean:
-  SOCKET is the limit: the best of bare sockets that read an item at once, or at most 64 KiB,
-  256 KiB or 1 MiB of it at a time (SOCKET READS says which), into buffers that are used again,
-  with an acknowledgement of a byte for each item, and with as many bytes on the way as the pipe
-  may have. RATIO is the pipe's speed by that. Each clock runs from the first send until the
-  receiver has said that it holds the last item. The ways take turns in every round, and the
-  median of the rounds counts.
-  P50 and P99 are of single items, one at a time: from the send until the receiver has said that
-  it holds the item. CRC COSTS is the share of the speed that the pipe would lose with checksums.
-  ITEMS is of each round. GB is 10^9 bytes, MiB 2^20. Peak memory is of two more processes, which
-  fill their buffers (256 MiB at most) with each size and empty them again.
+  SOCKET is the limit: the best of bare sockets that read an item at once, or
+  at most 64 KiB, 256 KiB or 1 MiB of it at a time (SOCKET READS says which),
+  into buffers that are used again, with an acknowledgement of a byte for each
+  item, and with as many bytes on the way as the pipe may have. RATIO is the
+  pipe's speed by that. Each clock runs from the first send until the receiver
+  has said that it holds the last item. The ways take turns in every round, and
+  the median of the rounds counts. P50 and P99 are of single items, one at a
+  time: from the send until the receiver has said that it holds the item. CRC
+  COSTS is the share of the speed that the pipe would lose with checksums.
+  ITEMS is of each round. GB is 10^9 bytes, MiB 2^20. Peak memory is of two
+  more processes, which fill their buffers (256 MiB at most) with each size and
+  empty them again.
 
-  --transport memory: a bounded channel of std in place of the sockets. Neither copies anything, so
-  what counts is items, and P50 and P99 end when the receiver has the item.
+  --transport memory: a bounded channel of std in place of the sockets. Neither
+  copies anything, so what counts is items, and P50 and P99 end when the
+  receiver has the item.
 
 With --json, a line for each size, and lines with a \"detail\" for all else:
   {\"transport\":\"tcp\",\"size\":4194304,\"items\":200,\"GBps\":3.1,\"limit_GBps\":3.3,\"ratio\":0.94,
@@ -273,18 +286,39 @@ pub(crate) enum BenchRole {
 /// It speaks PyTorch's TCPStore protocol, which has no authentication: whoever reaches the port can
 /// read and change every key. It ends with code 0 on SIGINT and SIGTERM.
 #[derive(Clone, Debug, Args)]
-#[command(
-    after_help = "Examples:\n  kvpipe store --listen 127.0.0.1:29500\n  kvpipe store --listen [::1]:0 --json"
-)]
+#[command(after_help = STORE_EXAMPLES)]
 pub(crate) struct StoreArgs {
     /// The address to listen on, and no other; port 0 chooses a free one
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: HostPort,
 
+    /// Bytes of the largest value that is taken; both servers of PyTorch take 8MiB [default: 8MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_value_bytes: Option<ByteSize>,
+
+    /// Connections at a time, of which a rank may have several; one more is closed at once
+    #[arg(long, value_name = "N", default_value_t = Limits::default().clients as u64,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) max_clients: u64,
+
+    /// Print what the store holds and has done every so many seconds, 10 if not said, and at the end
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    pub(crate) stats: Option<Seconds>,
+
+    /// Listen even on 0.0.0.0 or [::], where whoever reaches this machine may use the store
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+
     /// Print JSON lines
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+const STORE_EXAMPLES: &str = "\
+Examples:
+  kvpipe store --listen 127.0.0.1:29500
+  kvpipe store --listen [::1]:0 --json
+  kvpipe store --listen 10.0.0.1:29500 --max-value-bytes 64MiB --stats 60";
 
 /// Send tensors to the next rank, then close the pipe gracefully
 ///
@@ -309,6 +343,10 @@ Examples:
   On one machine, rank 0 serving the store:
     kvpipe send --store 127.0.0.1:29500 --rank 0 --world-size 2 request1.safetensors none
     kvpipe recv --store 127.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
+
+  The same, from what vLLM takes:
+    kvpipe send --kv-transfer-config '{\"kv_rank\":0,\"kv_parallel_size\":2,
+      \"kv_port\":29500,\"kv_buffer_device\":\"cpu\"}' request1.safetensors none
 
   A missing or corrupt file is a failure (exit code 1), found before anything is sent.";
 
@@ -347,16 +385,19 @@ With --json, a line for each item and one at the end:
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RankArgs {
     /// The store: rank 0 serves it on exactly this address, other ranks connect to it
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) store: HostPort,
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = CONFIG, conflicts_with = "port_offset")]
+    pub(crate) store: Option<HostPort>,
 
     /// Our rank, from 0; it sends to the next one and receives from the previous one
-    #[arg(long, value_name = "R")]
-    pub(crate) rank: usize,
+    #[arg(long, value_name = "R", required_unless_present = CONFIG)]
+    pub(crate) rank: Option<usize>,
 
     /// How many ranks there are
-    #[arg(long, value_name = "N")]
-    pub(crate) world_size: usize,
+    #[arg(long, value_name = "N", required_unless_present = CONFIG)]
+    pub(crate) world_size: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
 
     /// The store runs elsewhere (see `kvpipe store`), so rank 0 connects to it as well
     #[arg(long)]
@@ -380,8 +421,9 @@ pub(crate) struct RankArgs {
     pub(crate) pipe: PipeArgs,
 
     /// Seconds to wait for the peer to appear, or to take an item; an idle peer is waited for
-    #[arg(long, value_name = "S", default_value = "300")]
-    pub(crate) timeout: Seconds,
+    /// [default: 300]
+    #[arg(long, value_name = "S")]
+    pub(crate) timeout: Option<Seconds>,
 
     /// Seconds of silence after which the peer counts as dead, at least 0.1
     #[arg(long, value_name = "S", default_value = "5")]
@@ -394,6 +436,36 @@ pub(crate) struct RankArgs {
     /// Print JSON lines, and nothing else, on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The argument that stands for several others.
+const CONFIG: &str = "kv_transfer_config";
+
+/// What vLLM's configuration says in place of options, and what it may not say.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TransferArgs {
+    /// vLLM's configuration, for all options that are not given; one that is given wins
+    ///
+    /// kv_ip and kv_port are --store, kv_rank is --rank, kv_parallel_size is --world-size,
+    /// kv_buffer_size is --buffer-size, and store_timeout in kv_connector_extra_config is --timeout,
+    /// each with vLLM's default. A demo starts kv_parallel_size ranks, whatever kv_rank says.
+    /// There must be a "kv_buffer_device":"cpu", because vLLM's default is "cuda".
+    #[arg(long, value_name = "JSON", value_parser = kv_transfer_config)]
+    pub(crate) kv_transfer_config: Option<KvTransferConfig>,
+
+    /// Added to kv_port, so that each pipe of an instance has a port of its own [default: 0]
+    #[arg(long, value_name = "N", requires = CONFIG)]
+    pub(crate) port_offset: Option<u16>,
+
+    /// Serve the store even on 0.0.0.0 or [::], where whoever reaches this machine may use it
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+}
+
+fn kv_transfer_config(json: &str) -> Result<KvTransferConfig, String> {
+    let config = KvTransferConfig::from_json(json).map_err(|error| error.to_string());
+    // clap says for which option the error is.
+    config.map_err(|error| error.trim_start_matches("kv-transfer-config: ").to_owned())
 }
 
 fn seconds_or_none(text: &str) -> Result<Seconds, String> {
@@ -414,7 +486,7 @@ pub(crate) enum WireTransport {
 /// How a pipe is set up.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PipeArgs {
-    /// Bytes of tensors to hold at most, such as 64MiB; a larger tensor travels alone [default: 1GB]
+    /// Bytes of tensors to hold, such as 64MiB; a larger tensor travels alone [default: 1GB]
     #[arg(long, value_name = "BYTES")]
     pub(crate) buffer_size: Option<ByteSize>,
 
@@ -432,31 +504,4 @@ pub(crate) struct PipeArgs {
     /// who connects; it encrypts nothing.
     #[arg(long, value_name = "FILE")]
     pub(crate) secret_file: Option<PathBuf>,
-}
-
-impl RankArgs {
-    /// Our place in the ring, once the arguments fit together.
-    pub(crate) fn ring(&self) -> Result<Ring, Failure> {
-        let ring =
-            Ring::new(self.rank, self.world_size).map_err(|error| Failure::usage(error.to_string()))?;
-        if self.world_size == 1 {
-            return Err(Failure::usage("a world size of 1 has nobody to talk to"));
-        }
-        if self.store.port == 0 && !self.serves_store() {
-            return Err(Failure::usage(format!("the store can't be at {}: port 0 is none", self.store)));
-        }
-        if let Some(host) = self.host
-            && host.is_unspecified()
-        {
-            return Err(Failure::usage(format!(
-                "nobody can connect to --host {host}: give an address of this machine"
-            )));
-        }
-        Ok(ring)
-    }
-
-    /// Whether the store is ours to serve.
-    pub(crate) fn serves_store(&self) -> bool {
-        self.rank == 0 && !self.external_store
-    }
 }

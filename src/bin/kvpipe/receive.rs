@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::args::{RecvArgs, WireTransport};
-use crate::endpoint;
+use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::Output;
 use crate::rendezvous::Rendezvous;
@@ -26,22 +26,23 @@ use crate::units::{Count, Size};
 
 /// Receives until the end, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
-    let ring = args.rank.ring()?;
-    let config = endpoint::rank_config(&args.rank)?;
+    let place = Place::new(&args.rank)?;
+    let config = endpoint::rank_config(&args.rank, place.timeout)?;
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;
     }
     let output = Output::new(args.rank.json).with_progress(None);
-    let rendezvous = Rendezvous::join(&args.rank, &output).await?;
+    let rendezvous = Rendezvous::join(&place, &output).await?;
+    let ring = place.ring;
     let outcome = match args.rank.transport {
         WireTransport::Tcp => match listen(&args, ring, config, &rendezvous, &output).await {
-            Ok(incoming) => transfer(&args, ring, incoming, &output).await,
+            Ok(incoming) => transfer(&args, place, incoming, &output).await,
             Err(failure) => Err(failure),
         },
         WireTransport::Store => {
             let incoming = StoreIncoming::new(rendezvous.store(), ring, endpoint::store_config(config));
-            transfer(&args, ring, incoming, &output).await
+            transfer(&args, place, incoming, &output).await
         }
     };
     output.finish_progress();
@@ -66,12 +67,12 @@ async fn listen(
 
 async fn transfer(
     args: &RecvArgs,
-    ring: Ring,
+    place: Place,
     incoming: impl Incoming,
     output: &Output,
 ) -> Result<(), Failure> {
-    let config = endpoint::pipe_config(&args.rank.pipe, args.rank.timeout.0);
-    let (pipe, driver) = Pipe::receive_only(incoming, config);
+    let ring = place.ring;
+    let (pipe, driver) = Pipe::receive_only(incoming, place.limits);
     tokio::spawn(driver);
     let mut received = Received::default();
     let ended = receive_all(pipe.receiver()?, args, output, &mut received).await;

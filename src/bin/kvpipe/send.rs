@@ -8,15 +8,15 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Sender;
 use kvpipe::tensor::{Item, safetensors};
+use kvpipe::transport::Outgoing;
 use kvpipe::transport::store::StoreOutgoing;
 use kvpipe::transport::tcp::TcpOutgoing;
-use kvpipe::transport::{Outgoing, Ring};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::{SendArgs, WireTransport};
-use crate::endpoint;
+use crate::endpoint::{self, Place};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
 use crate::rendezvous::Rendezvous;
@@ -24,21 +24,21 @@ use crate::units::{Count, Size};
 
 /// Sends everything, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
-    let ring = args.rank.ring()?;
-    let config = endpoint::rank_config(&args.rank)?;
+    let place = Place::new(&args.rank)?;
+    let config = endpoint::rank_config(&args.rank, place.timeout)?;
     let items = read_items(&args.items)?;
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));
-    let rendezvous = Rendezvous::join(&args.rank, &output).await?;
-    let store = rendezvous.store();
+    let rendezvous = Rendezvous::join(&place, &output).await?;
+    let (ring, store) = (place.ring, rendezvous.store());
     let outcome = match args.rank.transport {
         WireTransport::Tcp => {
             let outgoing = TcpOutgoing::new(TokioNet, store, ring, config);
-            transfer(&args, ring, outgoing, &items, &output).await
+            transfer(&place, outgoing, &items, &output).await
         }
         WireTransport::Store => {
             let outgoing = StoreOutgoing::new(store, ring, endpoint::store_config(config));
-            transfer(&args, ring, outgoing, &items, &output).await
+            transfer(&place, outgoing, &items, &output).await
         }
     };
     output.finish_progress();
@@ -75,14 +75,13 @@ fn read_items(arguments: &[PathBuf]) -> Result<Vec<Planned>, Failure> {
 }
 
 async fn transfer(
-    args: &SendArgs,
-    ring: Ring,
+    place: &Place,
     outgoing: impl Outgoing,
     items: &[Planned],
     output: &Output,
 ) -> Result<(), Failure> {
-    let patience = args.rank.timeout.0;
-    let (pipe, driver) = Pipe::send_only(outgoing, endpoint::pipe_config(&args.rank.pipe, patience));
+    let (ring, patience) = (place.ring, place.timeout);
+    let (pipe, driver) = Pipe::send_only(outgoing, place.limits.clone());
     let mut driver = tokio::spawn(driver);
     let sender = pipe.sender()?;
     let started = Instant::now();

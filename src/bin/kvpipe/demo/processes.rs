@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use kvpipe::net::TokioNet;
+use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
 use kvpipe::transport::store::StoreTransport;
 use kvpipe::transport::tcp::TcpTransport;
@@ -20,12 +21,11 @@ use super::exchange::{self, Workloads};
 use super::report::RankReport;
 use crate::args::{DemoArgs, DemoRankArgs, WireTransport};
 use crate::children::Children;
-use crate::endpoint;
+use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Rendezvous, reachable};
 use crate::serve::{self, StopSignals};
-use crate::units::HostPort;
 
 /// What a rank tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +43,7 @@ enum Event {
 /// when this returns.
 pub(super) async fn run(
     args: &DemoArgs,
+    plan: &DemoPlan,
     transport: WireTransport,
     output: &Output,
     stop: &mut StopSignals,
@@ -50,7 +51,7 @@ pub(super) async fn run(
     let mut ranks = Children::new(output)?;
     let outcome = tokio::select! {
         biased;
-        reports = follow(args, transport, output, &mut ranks) => reports,
+        reports = follow(args, plan, transport, output, &mut ranks) => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
     ranks.end_all().await;
@@ -59,21 +60,22 @@ pub(super) async fn run(
 
 async fn follow(
     args: &DemoArgs,
+    plan: &DemoPlan,
     transport: WireTransport,
     output: &Output,
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, transport, rank, store))
+        ranks.start(format!("rank {rank}"), arguments(args, plan, transport, rank, store))
     };
-    start(ranks, 0, None)?;
+    start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
     let mut checked = 0;
     while let Some(event) = ranks.next().await? {
         match event {
             Event::Store(address) => {
-                for rank in 1..args.ranks {
-                    start(ranks, rank, Some(address))?;
+                for rank in 1..plan.ranks {
+                    start(ranks, rank, address)?;
                 }
             }
             Event::Checked(bytes) => {
@@ -83,8 +85,8 @@ async fn follow(
             Event::Done(report) => reports.push(report),
         }
     }
-    if reports.len() < usize::from(args.ranks) {
-        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), args.ranks)));
+    if reports.len() < usize::from(plan.ranks) {
+        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), plan.ranks)));
     }
     reports.sort_by_key(|report: &RankReport| report.rank);
     Ok(reports)
@@ -93,19 +95,18 @@ async fn follow(
 /// The command line of a rank.
 fn arguments(
     args: &DemoArgs,
+    plan: &DemoPlan,
     transport: WireTransport,
     rank: u16,
-    store: Option<SocketAddr>,
+    store: SocketAddr,
 ) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["demo-rank".into()];
     let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
-    option("--world-size", args.ranks.to_string().into());
-    option("--timeout", args.timeout.to_string().into());
+    option("--world-size", plan.ranks.to_string().into());
+    option("--timeout", plan.timeout.to_string().into());
     option("--transport", value_name(&transport));
-    if let Some(store) = store {
-        option("--store", store.to_string().into());
-    }
+    option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
         None => option("--model", value_name(&args.workload.model)),
@@ -113,16 +114,16 @@ fn arguments(
     if let Some(tokens) = args.workload.tokens {
         option("--tokens", tokens.to_string().into());
     }
-    if let Some(bytes) = args.pipe.buffer_size {
+    if let Some(bytes) = plan.pipe.buffer_size {
         option("--buffer-size", bytes.0.to_string().into());
     }
-    if let Some(bytes) = args.pipe.max_item_size {
+    if let Some(bytes) = plan.pipe.max_item_size {
         option("--max-item-size", bytes.0.to_string().into());
     }
-    if let Some(path) = &args.pipe.secret_file {
+    if let Some(path) = &plan.pipe.secret_file {
         option("--secret-file", path.into());
     }
-    if args.pipe.checksum {
+    if plan.pipe.checksum {
         line.push("--checksum".into());
     }
     line
@@ -139,7 +140,7 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(true);
     let rendezvous = meet(&args, ring).await?;
     if let Some(address) = rendezvous.served_at() {
-        tell_parent(&output, &Event::Store(address))?;
+        tell_parent(&output, &Event::Store(reachable(address)))?;
     }
     let report = exchange_all(&args, ring, &rendezvous, &output).await?;
     tell_parent(&output, &Event::Done(report))?;
@@ -150,16 +151,13 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn meet(args: &DemoRankArgs, ring: Ring) -> Result<Rendezvous, Failure> {
-    let timeout = args.timeout.0;
-    match &args.store {
-        Some(store) => {
-            Rendezvous::connect(&store.host, store.port, ring.rank(), ring.world_size(), timeout).await
-        }
-        None => {
-            let any_port = HostPort { host: LOOPBACK.to_string(), port: 0 };
-            Rendezvous::with_server(serve::bind(&any_port).await?, ring.world_size(), timeout).await
-        }
+    let (store, timeout) = (args.store, args.timeout.0);
+    if ring.rank() == 0 {
+        let server = serve::bind(store, Limits::default()).await?;
+        return Rendezvous::with_server(server, ring.world_size(), timeout).await;
     }
+    let host = store.ip().to_string();
+    Rendezvous::connect(&host, store.port(), ring.rank(), ring.world_size(), timeout).await
 }
 
 async fn exchange_all(
