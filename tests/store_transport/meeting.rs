@@ -106,7 +106,9 @@ async fn groups_do_not_meet_in_one_store() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_no_hello_is_refused_at_once() {
-    for junk in [&b""[..], b"GET / HTTP/1.1\r\n", b"KVPIPE\r\n", b"KVPIPE\r\n\x01\x00\x00\x00x", &[0xFF; 5000]] {
+    for junk in
+        [&b""[..], b"GET / HTTP/1.1\r\n", b"KVPIPE\r\n", b"KVPIPE\r\n\x01\x00\x00\x00x", &[0xFF; 5000]]
+    {
         let store = Watched::default();
         store.set(RECEIVER_KEY, Bytes::copy_from_slice(junk), SECOND).await.unwrap();
         let sender = sender(&store, config(), PipeConfig::default());

@@ -53,8 +53,10 @@ async fn operations_that_fail_before_or_after_taking_effect_lose_and_double_noth
 async fn a_store_that_is_away_for_less_than_the_patience_delays_and_no_more() {
     let store = Watched::default();
     let patient = || StoreConfig { reconnect_timeout: Duration::from_secs(3), ..config() };
-    let (sender, receiver) =
-        (sender(&store, patient(), PipeConfig::default()), receiver(&store, patient(), PipeConfig::default()));
+    let (sender, receiver) = (
+        sender(&store, patient(), PipeConfig::default()),
+        receiver(&store, patient(), PipeConfig::default()),
+    );
     sender.send(numbered(0, 8)).await.unwrap();
     assert_eq!(receiver.recv().await.unwrap(), numbered(0, 8));
     store.is_away(true);
