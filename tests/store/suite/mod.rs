@@ -9,19 +9,19 @@ use kvpipe::store::{Limits, MemoryStore, PrefixStore, Store};
 
 use crate::support::{connect_with, server_at};
 
-mod basics;
-mod queues;
-mod values;
+pub(crate) mod basics;
+pub(crate) mod queues;
+pub(crate) mod values;
 
 use basics::*;
 use queues::*;
 use values::*;
 
 /// One store as two ranks see it, and what keeps it alive.
-struct World<S> {
-    a: S,
-    b: S,
-    _server: Option<TcpStoreServer>,
+pub(crate) struct World<S> {
+    pub(crate) a: S,
+    pub(crate) b: S,
+    pub(crate) _server: Option<TcpStoreServer>,
 }
 
 /// For waits that end in vain.
@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_millis(20);
 /// The limit on values in this suite: not so large that testing it takes long.
 const VALUE_BYTES: usize = 1 << 20;
 
-fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.value_bytes = VALUE_BYTES;
     limits
