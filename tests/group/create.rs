@@ -77,6 +77,10 @@ async fn every_method_works_over_tcp() {
     for wire in WIRES {
         let groups = created("127.0.0.1", 3, wire).await;
         use_every_method(&groups).await;
+        if wire == WireMode::Native {
+            let left = groups[0].store().list_keys(LONG).await.unwrap();
+            assert!(left.is_empty(), "{left:?}");
+        }
         close_all(groups).await;
     }
 }

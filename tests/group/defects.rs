@@ -97,9 +97,12 @@ async fn a_receive_that_failed_gets_the_same_object_when_it_is_called_again() {
 
 /// A store that does not keep to any timeout, as one whose server is silent.
 #[derive(Clone)]
-struct Silent;
+struct Silent(MemoryStore);
 
 impl Store for Silent {
+    delegate!(0: append compare_set multi_get multi_set num_keys list_keys queue_push queue_pop
+        try_queue_pop queue_len barrier);
+
     async fn set(&self, _: &str, _: Bytes, _: Duration) -> Result<()> {
         std::future::pending().await
     }
@@ -135,7 +138,8 @@ impl Store for Silent {
 async fn every_call_keeps_to_its_timeout_though_the_store_does_not() {
     for wire in BOTH {
         for rank in [0, 1] {
-            let group = StatelessProcessGroup::new(Silent, rank, 3, config(wire)).unwrap();
+            let group =
+                StatelessProcessGroup::new(Silent(MemoryStore::new()), rank, 3, config(wire)).unwrap();
             let peer = 1 - rank;
             for call in 0..6 {
                 let began = Instant::now();

@@ -207,8 +207,8 @@ async fn what_is_no_object_is_the_peers_fault_and_stays_in_its_place(wire: WireM
 }
 
 async fn an_object_that_the_store_refuses_has_no_place(wire: WireMode) {
-    let [zero, one] = pair(&Watched::new(), wire);
-    let large = text("x".repeat(9 << 20));
+    let [zero, one] = pair(&Watched::small(100), wire);
+    let large = text("x".repeat(100));
     for _ in 0..2 {
         assert!(matches!(zero.send_obj(&large, 1).await, Err(Error::Misuse(_))));
         assert!(matches!(zero.broadcast_obj(Some(&large), 0).await, Err(Error::Misuse(_))));

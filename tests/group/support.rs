@@ -1,15 +1,14 @@
 //! Groups, and a store that is watched and tripped up, for the tests beside.
 
-use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
-use kvpipe::store::{MemoryStore, Store};
+use kvpipe::store::{Limits, MemoryStore, Store};
 use kvpipe::wire::Object;
 use kvpipe::{Error, Result};
 
@@ -102,8 +101,7 @@ pub(crate) enum Op {
     Delete(String),
 }
 
-/// A store in memory that records operations and knows its keys, and in which any operation can fail
-/// or be dropped halfway.
+/// A store in memory that records operations, and in which any can fail or be dropped halfway.
 #[derive(Clone, Default)]
 pub(crate) struct Watched {
     inner: MemoryStore,
@@ -113,7 +111,6 @@ pub(crate) struct Watched {
 #[derive(Default)]
 struct Watch {
     ops: Vec<Op>,
-    keys: BTreeSet<String>,
     yields: bool,
     breaks: Option<(usize, Break)>,
 }
@@ -130,6 +127,13 @@ impl Watched {
         Self::default()
     }
 
+    /// Takes values of so many bytes at most.
+    pub(crate) fn small(value_bytes: usize) -> Self {
+        let mut limits = Limits::default();
+        limits.value_bytes = value_bytes;
+        Self { inner: MemoryStore::with_limits(limits), ..Self::default() }
+    }
+
     /// Every operation can be dropped before it takes effect, and after.
     pub(crate) fn yielding() -> Self {
         let store = Self::new();
@@ -141,9 +145,15 @@ impl Watched {
         self.watch().ops.clone()
     }
 
-    /// What is in the store.
+    /// What is in the store, in order.
     pub(crate) fn keys(&self) -> Vec<String> {
-        self.watch().keys.iter().cloned().collect()
+        let listing = pin!(self.inner.list_keys(LONG));
+        let Poll::Ready(keys) = listing.poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("a store in memory answers at once")
+        };
+        let mut keys = keys.unwrap();
+        keys.sort();
+        keys
     }
 
     /// The operation after the next `more` ones fails.
@@ -164,7 +174,7 @@ impl Watched {
         self.maybe_yield().await;
         let broken = {
             let mut watch = self.watch();
-            watch.ops.push(op.clone());
+            watch.ops.push(op);
             let broken = watch.breaks.take_if(|(more, _)| *more == 0).map(|(_, how)| how);
             if let Some((more, _)) = &mut watch.breaks {
                 *more -= 1;
@@ -176,11 +186,6 @@ impl Watched {
             return reset();
         }
         let output = inner.await?;
-        match op {
-            Op::Set(key, _) | Op::Add(key) => drop(self.watch().keys.insert(key)),
-            Op::Delete(key) => drop(self.watch().keys.remove(&key)),
-            _ => {}
-        }
         self.maybe_yield().await;
         if broken == Some(Break::AfterItTookEffect) { reset() } else { Ok(output) }
     }
@@ -198,6 +203,9 @@ fn owned(keys: &[&str]) -> Vec<String> {
 }
 
 impl Store for Watched {
+    delegate!(inner: append compare_set multi_get multi_set num_keys list_keys queue_push queue_pop
+        try_queue_pop queue_len barrier);
+
     async fn set(&self, key: &str, value: Bytes, timeout: Duration) -> Result<()> {
         self.run(Op::Set(key.into(), value.clone()), self.inner.set(key, value, timeout)).await
     }

@@ -165,9 +165,9 @@ async fn only_what_this_rank_sent_expires() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_object_leaves_its_hour_to_nobody() {
-    let store = Watched::new();
+    let store = Watched::small(100);
     let [zero, _] = pair(&store, VLLM);
-    zero.send_obj(&text("x".repeat(9 << 20)), 1).await.unwrap_err();
+    zero.send_obj(&text("x".repeat(100)), 1).await.unwrap_err();
     tokio::time::advance(HOUR).await;
     zero.send_obj(&text("fresh"), 1).await.unwrap();
     tokio::time::advance(SECOND).await;
