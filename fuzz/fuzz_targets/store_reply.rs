@@ -4,14 +4,25 @@
 
 #![no_main]
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use kvpipe::store::Limits;
 use kvpipe::store::tcp::protocol::{Expected, ReplyParser};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let &[kind, step, ref stream @ ..] = bytes else { return };
-    let kinds = [Expected::Pong, Expected::Value, Expected::Number, Expected::Readiness, Expected::Wait];
+    let kinds = [
+        Expected::Pong,
+        Expected::Value,
+        Expected::Number,
+        Expected::Readiness,
+        Expected::Wait,
+        Expected::Popped,
+        Expected::Keys,
+        Expected::Values(0),
+        Expected::Values(1),
+        Expected::Values(3),
+    ];
     let mut parser = ReplyParser::new(kinds[usize::from(kind) % kinds.len()], &Limits::default());
     let mut read = 0;
     for mut part in stream.chunks(usize::from(step).max(1)) {
@@ -21,8 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
         let Ok(parsed) = parsed else { return };
         if let Some(reply) = parsed {
             let mut encoded = BytesMut::new();
-            let value = reply.encode_up_to_value(&mut encoded).to_vec();
-            encoded.put_slice(&value);
+            reply.encode(&mut encoded);
             assert_eq!(&encoded, &stream[..read], "accepted bytes that are not the encoding");
             return;
         }

@@ -80,6 +80,10 @@ impl Errands {
         self.waiting.push_back(errand);
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub(super) fn extend(&mut self, errands: impl IntoIterator<Item = Errand>) {
         self.waiting.extend(errands);
     }

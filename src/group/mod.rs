@@ -30,6 +30,9 @@
 //!
 //! # Calls that fail or are dropped
 //!
+//! A group begins anew with all of its ranks: one that starts again alone counts from 0, and the others
+//! don't.
+//!
 //! A timeout is one bound over everything that a call does. Whatever way a call ends, the group goes on
 //! being usable, and nothing is lost or out of place:
 //!
@@ -49,7 +52,7 @@
 //!
 //! | | native, `N` ranks together | `vllm` |
 //! |---|---|---|
-//! | an object to one rank | 3 | 2, later 1 |
+//! | an object to one rank | 3 | 2 (3 in groups of more than two), later 1 |
 //! | a broadcast | `2N + 1` (3 for two ranks) | `N`, later 1 |
 //! | `all_gather_obj` | `N` broadcasts | `N` broadcasts |
 //! | a barrier | `5N - 1` | `6N + 2` |
@@ -61,23 +64,23 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use self::barrier::Barrier;
 use self::keys::{Keys, Route};
-use self::lane::{Errand, Lane, UNBOUNDED};
+use self::lane::Lane;
 use crate::entropy::Entropy;
-use crate::error::{Error, Link, Result};
+use crate::error::{Error, Result};
 use crate::store::tcp::TcpStoreServer;
 use crate::store::{Limits, Store};
 use crate::sync::Mutex;
+use crate::wire::Object;
 pub use crate::wire::WireMode;
 pub use crate::wire::text::GroupName;
-use crate::wire::{Object, pickle};
 
 mod barrier;
+mod exchange;
 mod keys;
 mod lane;
 mod tcp;
@@ -94,6 +97,11 @@ pub struct GroupConfig {
     pub timeout: Duration,
     /// How long an object that was sent is kept on vLLM's wire. 3600 s.
     pub expiration: Duration,
+    /// Whether an object that another rank sent to this one is deleted once it is read on vLLM's wire,
+    /// too. vLLM's own ranks don't, so that their store keeps an hour of traffic; but nobody reads it
+    /// again, and the sender does not mind. Off by default: the store sees a DELETE_KEY that vLLM would
+    /// not send.
+    pub deletes_received: bool,
     /// Of the store that [`create`](StatelessProcessGroup::create) serves or connects to, and of what
     /// is decoded.
     pub limits: Limits,
@@ -108,9 +116,24 @@ impl Default for GroupConfig {
             name: GroupName::default(),
             timeout: Duration::from_secs(300),
             expiration: Duration::from_secs(3600),
+            deletes_received: false,
             limits: Limits::default(),
             entropy: Entropy::system(),
         }
+    }
+}
+
+impl GroupConfig {
+    /// Whether a rank may be in such a group.
+    fn check(&self, rank: usize, world_size: usize) -> Result<()> {
+        check_rank(rank, world_size)?;
+        if self.wire == WireMode::Vllm && self.name != GroupName::default() {
+            return Err(Error::Misuse(format!(
+                "vllm's wire has no group names, so the group {:?} needs a store or a prefix of its own instead",
+                self.name.as_str()
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -160,13 +183,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
     /// # Errors
     /// [`Error::Misuse`] if there is no such rank, or if a group on vLLM's wire has a name.
     pub fn new(store: S, rank: usize, world_size: usize, config: GroupConfig) -> Result<Self> {
-        check_rank(rank, world_size)?;
-        if config.wire == WireMode::Vllm && config.name != GroupName::default() {
-            return Err(Error::Misuse(format!(
-                "vllm's wire has no group names, so the group {:?} needs a store or a prefix of its own instead",
-                config.name.as_str()
-            )));
-        }
+        config.check(rank, world_size)?;
         Ok(Self {
             store,
             rank,
@@ -192,6 +209,12 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
     #[must_use]
     pub fn world_size(&self) -> usize {
         self.world_size
+    }
+
+    /// Whose keys and values it uses.
+    #[must_use]
+    pub fn wire(&self) -> WireMode {
+        self.config.wire
     }
 
     /// The store.
@@ -225,7 +248,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         self.check_peer("send to", dst)?;
         let value = self.encode(object)?;
         let route = Route::Direct { src: self.rank, dst };
-        let awaited = || format!("the store to take {}", self.place(route));
+        let awaited = || self.awaited(route, "the store to take an object");
         within(timeout, awaited, self.post(route, value, |_key| ())).await
     }
 
@@ -253,7 +276,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         self.check_peer("receive from", src)?;
         self.check_only_source(src)?;
         let route = Route::Direct { src, dst: self.rank };
-        let awaited = || format!("rank {src} to send {}", self.place(route));
+        let awaited = || self.awaited(route, &format!("rank {src} to send an object"));
         within(timeout, awaited, self.take(route)).await
     }
 
@@ -286,13 +309,13 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         check_rank(src, self.world_size)?;
         let route = Route::Broadcast { src };
         if src != self.rank {
-            let awaited = || format!("rank {src} to broadcast {}", self.place(route));
+            let awaited = || self.awaited(route, &format!("rank {src} to broadcast an object"));
             return within(timeout, awaited, self.take(route)).await;
         }
         let object = object
             .ok_or_else(|| Error::Misuse(format!("rank {src} broadcasts, and so must give the object")))?;
         let value = self.encode(object)?;
-        let awaited = || format!("the store to take {}", self.place(route));
+        let awaited = || self.awaited(route, "the store to take an object");
         within(timeout, awaited, self.post(route, value, |_key| ())).await?;
         Ok(object.clone())
     }
@@ -337,24 +360,6 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
             Some(src) => format!("the object of rank {src}, to gather those of {} ranks", self.world_size),
             None => "another call to gather objects".into(),
         })
-    }
-
-    /// vLLM's own order lets every rank wait for all before it; on our own wire nobody needs to.
-    fn gathering_order(&self) -> impl Iterator<Item = usize> + use<S> {
-        let first = (self.config.wire == WireMode::Native).then_some(self.rank);
-        first.into_iter().chain((0..self.world_size).filter(move |src| Some(*src) != first))
-    }
-
-    async fn gather_own(&self, own: &mut Option<Object>, object: &Object, value: Bytes) -> Result<()> {
-        let route = Route::Broadcast { src: self.rank };
-        if own.is_some() {
-            return self.settle(route).await;
-        }
-        let posted = self.post(route, value, |_key| *own = Some(object.clone())).await;
-        if let Err(Error::Misuse(_)) = posted {
-            *own = None;
-        }
-        posted
     }
 
     /// Waits until all ranks have called it. Nothing stays behind in the store, and rank 0, which may
@@ -403,153 +408,6 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
     /// As `expire_data`.
     pub async fn expire_data_timeout(&self, timeout: Duration) -> Result<usize> {
         within(timeout, || "the store to delete what has expired".into(), self.expire()).await
-    }
-
-    async fn expire(&self) -> Result<usize> {
-        let mut expired = 0;
-        loop {
-            let oldest = self.sent.lock().front().cloned();
-            let Some((key, since)) = oldest else { return Ok(expired) };
-            if since.elapsed() <= self.config.expiration {
-                return Ok(expired);
-            }
-            self.store.delete(&key, UNBOUNDED).await?;
-            // Another call may have been as fast.
-            let mut sent = self.sent.lock();
-            if sent.front().is_some_and(|(front, _)| *front == key) {
-                sent.pop_front();
-                expired += 1;
-            }
-        }
-    }
-
-    /// Gives an object its place on a route, which it keeps, and carries it to the store. `posted` is
-    /// called with its key when it has one.
-    async fn post(&self, route: Route, value: Bytes, posted: impl FnOnce(&str) + Send) -> Result<()> {
-        self.expire().await?;
-        let lane = self.lane(route);
-        let mut lane = lane.lock().await;
-        lane.settle(&self.store).await?;
-        let key = self.keys.object(route, lane.next);
-        if self.config.wire == WireMode::Vllm {
-            self.check_only_sender(route, &key).await?;
-            self.sent.lock().push_back((key.clone(), Instant::now()));
-        }
-        posted(&key);
-        lane.post(key.clone(), value);
-        let taken = lane.settle(&self.store).await;
-        if let Err(Error::Misuse(_)) = taken {
-            // The next object gets this key, and its own hour.
-            self.sent.lock().retain(|(sent, _)| *sent != key);
-        }
-        taken
-    }
-
-    /// Carries to the store what earlier calls have left on a route.
-    async fn settle(&self, route: Route) -> Result<()> {
-        self.lane(route).lock().await.settle(&self.store).await
-    }
-
-    /// Carries to the store what earlier calls have left, except waits for others.
-    async fn settle_all(&self) -> Result<()> {
-        let lanes: Vec<_> = self.lanes.lock().values().cloned().collect();
-        for lane in lanes {
-            lane.lock().await.errands.finish(&self.store).await?;
-        }
-        Ok(())
-    }
-
-    /// The next object on a route to this rank.
-    async fn take(&self, route: Route) -> Result<Object> {
-        let lane = self.lane(route);
-        let mut lane = lane.lock().await;
-        if lane.received.is_none() {
-            let key = self.keys.object(route, lane.next);
-            let value = self.store.get(&key, UNBOUNDED).await?;
-            lane.received = Some(self.decode(&value, route)?);
-            if self.config.wire == WireMode::Native {
-                lane.errands.push(match route {
-                    // With one reader, there is nobody to count.
-                    Route::Broadcast { .. } if self.world_size > 2 => {
-                        Errand::CountReader { key, readers: self.world_size as i64 - 1 }
-                    }
-                    _ => Errand::Delete { key },
-                });
-            }
-        }
-        lane.errands.finish(&self.store).await?;
-        lane.next += 1;
-        lane.received.take().ok_or_else(|| Error::Bug("a received object is gone".into()))
-    }
-
-    fn lane(&self, route: Route) -> Arc<AsyncMutex<Lane>> {
-        Arc::clone(self.lanes.lock().entry(route).or_default())
-    }
-
-    /// What a call on a route was about, once it has ended.
-    fn place(&self, route: Route) -> String {
-        match self.lane(route).try_lock() {
-            Ok(lane) => format!("an object (key {:?})", self.keys.object(route, lane.next)),
-            Err(_) => "an object that another call is waiting for, too".into(),
-        }
-    }
-
-    fn encode(&self, object: &Object) -> Result<Bytes> {
-        match self.config.wire {
-            WireMode::Native => object.encode(),
-            WireMode::Vllm => pickle::encode(object),
-        }
-    }
-
-    fn decode(&self, value: &Bytes, route: Route) -> Result<Object> {
-        let (Route::Direct { src, .. } | Route::Broadcast { src }) = route;
-        let decoded = match self.config.wire {
-            WireMode::Native => Object::decode(value),
-            WireMode::Vllm => {
-                let mut limits = pickle::Limits::default();
-                // A view may claim to be larger than what came.
-                limits.tensor_bytes = self.config.limits.value_bytes;
-                pickle::decode(value, &limits)
-            }
-        };
-        decoded.map_err(|error| error.into_error(Link::new(self.rank, src)))
-    }
-
-    fn check_peer(&self, doing: &str, peer: usize) -> Result<()> {
-        check_rank(peer, self.world_size)?;
-        if peer == self.rank {
-            return Err(Error::Misuse(format!("rank {peer} can't {doing} itself")));
-        }
-        Ok(())
-    }
-
-    /// The key says to whom and not from whom, so what two ranks send is mixed up.
-    fn check_only_source(&self, src: usize) -> Result<()> {
-        if self.config.wire == WireMode::Native {
-            return Ok(());
-        }
-        let only = *self.only_source.lock().get_or_insert(src);
-        if only == src {
-            return Ok(());
-        }
-        let rank = self.rank;
-        Err(Error::Misuse(format!(
-            "rank {rank} receives from rank {only}, and so can't from rank {src}: \
-             vllm's keys (send_to/{rank}/..) don't say who sent"
-        )))
-    }
-
-    /// As above; between two, there is nobody else.
-    async fn check_only_sender(&self, route: Route, key: &str) -> Result<()> {
-        let Route::Direct { dst, .. } = route else { return Ok(()) };
-        if self.world_size == 2 || !self.store.check(&[key], UNBOUNDED).await? {
-            return Ok(());
-        }
-        Err(Error::Misuse(format!(
-            "rank {} can't send to rank {dst}, to which another rank has sent: key {key:?} is there \
-             already, and vllm's keys don't say who sent",
-            self.rank
-        )))
     }
 }
 

@@ -1,18 +1,19 @@
 //! Groups whose rank 0 serves the store.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{GroupConfig, StatelessProcessGroup, WireMode, check_rank, in_time};
+use super::{GroupConfig, StatelessProcessGroup, WireMode, in_time};
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 
 impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
     /// Meets the others at `host:port`, a name or an address: rank 0 serves the store there, on exactly
-    /// that address (the first of a name's that can be bound), and the others connect, before or after.
+    /// that address (the first of a name's that is this machine's), and the others connect, before or after.
     ///
     /// Returns once all ranks are there; on vLLM's wire, only rank 0 waits for them.
     ///
@@ -32,16 +33,14 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
         config: GroupConfig,
     ) -> Result<Self> {
         check_reachable(host, port)?;
-        if rank > 0 {
-            return Self::meet(net, host, port, (rank, world_size), None, config).await;
-        }
+        config.check(rank, world_size)?;
         let began = Instant::now();
-        let binding = tokio::time::timeout(config.timeout, bind(&net, host, port, &config)).await;
-        let server = in_time(binding, config.timeout, || format!("the addresses of {host:?}"))?;
-        let config_left = GroupConfig { timeout: config.timeout.saturating_sub(began.elapsed()), ..config };
-        let mut group = Self::serve(net, server, world_size, config_left).await?;
-        group.config.timeout = config.timeout;
-        Ok(group)
+        let mut server = None;
+        if rank == 0 {
+            let binding = tokio::time::timeout(config.timeout, bind(&net, host, port, &config)).await;
+            server = Some(in_time(binding, config.timeout, || format!("the addresses of {host:?}"))?);
+        }
+        Self::meet(net, (host, port), (rank, world_size), server, config, began).await
     }
 
     /// Rank 0 of [`create`](Self::create), with a server that listens already, such as on a port that
@@ -58,9 +57,11 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
         world_size: usize,
         config: GroupConfig,
     ) -> Result<Self> {
+        config.check(0, world_size)?;
         let address = server.local_addr();
         let host = address.ip().to_string();
-        Self::meet(net, &host, address.port(), (0, world_size), Some(server), config).await
+        let place = (host.as_str(), address.port());
+        Self::meet(net, place, (0, world_size), Some(server), config, Instant::now()).await
     }
 
     /// The store's address, as this rank reaches it.
@@ -96,25 +97,32 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
 
     async fn meet(
         net: N,
-        host: &str,
-        port: u16,
+        (host, port): (&str, u16),
         (rank, world_size): (usize, usize),
         server: Option<TcpStoreServer>,
         config: GroupConfig,
+        began: Instant,
     ) -> Result<Self> {
-        // Before anybody is counted in.
-        let mut options = ConnectOptions::default();
-        options.timeout = config.timeout;
-        options.limits = config.limits.clone();
-        options.entropy = config.entropy.clone();
-        check_rank(rank, world_size)?;
-        let began = Instant::now();
         let left = || config.timeout.saturating_sub(began.elapsed());
-        let store = TcpStore::connect(net, host, port, options).await?;
-        store.join(left()).await?;
-        if rank == 0 || config.wire == WireMode::Native {
-            store.wait_for_workers(world_size, left()).await?;
-        }
+        let options = ConnectOptions {
+            timeout: left(),
+            limits: config.limits.clone(),
+            entropy: config.entropy.clone(),
+            ..ConnectOptions::default()
+        };
+        let meeting = async {
+            let store = TcpStore::connect(net, host, port, options).await?;
+            store.join(left()).await?;
+            if rank == 0 || config.wire == WireMode::Native {
+                store.wait_for_workers(world_size, left()).await?;
+            }
+            Ok(store)
+        };
+        let store = meeting.await.map_err(|error| match error {
+            // Not only what was left of it.
+            Error::Timeout { awaited, .. } => Error::timeout(awaited, config.timeout),
+            other => other,
+        })?;
         let mut group = Self::new(store, rank, world_size, config)?;
         group.server = server;
         Ok(group)
@@ -123,7 +131,7 @@ impl<N: Net> StatelessProcessGroup<TcpStore<N>> {
 
 /// Refuses what would only show as a timeout at the other ranks.
 fn check_reachable(host: &str, port: u16) -> Result<()> {
-    if host.parse().is_ok_and(|address: IpAddr| address.is_unspecified()) {
+    if host.parse().is_ok_and(|address: IpAddr| address.to_canonical().is_unspecified()) {
         return Err(Error::Misuse(format!(
             "other ranks can't connect to {host}: give an address of rank 0 that they reach"
         )));
@@ -134,16 +142,20 @@ fn check_reachable(host: &str, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// The first address of `host` that can be bound, of whatever family.
+/// The first address of `host` that is one of this machine's, of whatever family. It must be free: the
+/// others would find whoever has it, and not us.
 async fn bind<N: Net>(net: &N, host: &str, port: u16, config: &GroupConfig) -> Result<TcpStoreServer> {
     let resolving = |error| Error::io(format!("resolving {host:?}"), error);
     let addresses = net.resolve(host, port).await.map_err(resolving)?;
     let mut last_failure = None;
     for address in addresses {
+        check_reachable(&address.ip().to_string(), port)?;
         match TcpStoreServer::bind(net, address, config.limits.clone()).await {
-            Ok(server) => return Ok(server),
-            Err(failure) => last_failure = Some(failure),
+            Err(Error::Io { doing, source }) if source.kind() == io::ErrorKind::AddrNotAvailable => {
+                last_failure = Some(Error::Io { doing, source });
+            }
+            bound => return bound,
         }
     }
-    Err(last_failure.unwrap_or_else(|| resolving(std::io::ErrorKind::NotFound.into())))
+    Err(last_failure.unwrap_or_else(|| resolving(io::ErrorKind::NotFound.into())))
 }

@@ -1,33 +1,41 @@
 //! What a store takes at most.
 
+use bytes::Bytes;
+
+use super::keyspace::text;
 use crate::error::{Error, Result};
 
-/// Bounds on what a store holds and on what one client may make it hold.
+/// Bounds on what a store holds and on what its clients may make it hold.
 ///
-/// They are checked against the declared length, before anything is allocated. The first three
-/// defaults are those of PyTorch's libuv server (torch 2.15, `TCPStoreLibUvBackend.cpp`), so that
-/// what this store takes, that one takes too.
+/// They are checked against the declared length, before anything is allocated. PyTorch's servers have
+/// others: libuv's takes keys of 8 KiB, 131,072 keys in a request and values of 8 MiB at most, which are
+/// the sizes of addresses and not of tensors; the classic one takes whatever is declared (torch 2.15,
+/// `TCPStoreLibUvBackend.cpp`). A client of a libuv server does well to set `value_bytes` to 8 MiB,
+/// because what that server refuses it refuses by closing the connection.
 ///
-/// One client makes the server hold at most one unfinished request (`key_bytes + value_bytes`, or
-/// `key_list_bytes`), one parked wait of the same size, and `outbound_bytes` plus one value of
-/// replies that it has not read.
+/// What a server holds besides what is stored: for all clients together `unfinished_bytes` of requests,
+/// and for each of them `outbound_bytes` plus one more reply that it has not read. The values in replies
+/// are those in the store, not copies, until they are replaced there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
     /// The longest key, in bytes, including the `/` that the TCP client puts in front. 8 KiB.
     pub key_bytes: usize,
-    /// The longest value, in bytes. 8 MiB.
+    /// The longest value, and the most bytes that the values of one request have together. 1 GiB.
     pub value_bytes: usize,
-    /// The most keys that one check or wait may name. 131,072.
+    /// The most keys that one request may name. 131,072.
     pub keys_per_request: usize,
-    /// The most bytes that the keys of one check or wait may have together. 16 MiB.
+    /// The most bytes that the keys of one request may have together. 16 MiB.
     pub key_list_bytes: usize,
-    /// The most keys that the store holds. 1,048,576.
+    /// The most keys and queued values that the store holds together. 1,048,576.
     pub stored_keys: usize,
-    /// The most bytes that the keys and values in the store have together. 1 GiB.
+    /// The most bytes that the keys and values in the store have together, queued ones included. 4 GiB.
     pub stored_bytes: usize,
     /// The most connections that a server keeps; one more is closed at once. 4096.
     pub clients: usize,
+    /// The most memory that the requests of all clients together take which have not come whole, or
+    /// which wait for their keys. The client whose request would go over it is closed. 2 GiB.
+    pub unfinished_bytes: usize,
     /// The most bytes of replies that wait for one client to read them; a client that reads nothing
     /// is not read from any more. 1 MiB.
     pub outbound_bytes: usize,
@@ -37,16 +45,21 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             key_bytes: 8 << 10,
-            value_bytes: 8 << 20,
+            value_bytes: 1 << 30,
             keys_per_request: 128 << 10,
             key_list_bytes: 16 << 20,
             stored_keys: 1 << 20,
-            stored_bytes: 1 << 30,
+            stored_bytes: 4 << 30,
             clients: 4096,
+            unfinished_bytes: 2 << 30,
             outbound_bytes: 1 << 20,
         }
     }
 }
+
+/// What a key in a list costs beside its own bytes: its place in the list, its allocation, and where it
+/// waits to come its place in two ordered sets.
+pub(super) const LISTED_KEY_BYTES: usize = 192;
 
 impl Limits {
     /// Refuses a key that is too long, for a caller in this process.
@@ -74,14 +87,36 @@ impl Limits {
         Ok(())
     }
 
-    /// Refuses a value that is too long, naming its key.
-    pub(crate) fn check_value(&self, key: &str, value: &[u8]) -> Result<()> {
-        if value.len() > self.value_bytes {
-            let (length, limit) = (value.len(), self.value_bytes);
+    /// Refuses the values of one request if they are too long together, naming the first one's key.
+    pub(crate) fn check_values<'a>(
+        &self,
+        key: &str,
+        values: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Result<()> {
+        let (length, limit) = (values.into_iter().map(Bytes::len).sum::<usize>(), self.value_bytes);
+        if length > limit {
             return Err(Error::Misuse(format!(
                 "a value of {length} bytes for key {key:?} is over the limit of {limit} bytes"
             )));
         }
         Ok(())
+    }
+
+    /// Refuses keys and values that are too many or too long together.
+    pub(crate) fn check_pairs<K: AsRef<[u8]>>(&self, pairs: &[(K, Bytes)]) -> Result<()> {
+        let keys: Vec<&[u8]> = pairs.iter().map(|(key, _)| key.as_ref()).collect();
+        self.check_keys(&keys)?;
+        let Some(first) = keys.first() else { return Ok(()) };
+        self.check_values(&text(first), pairs.iter().map(|(_, value)| value))
+    }
+}
+
+/// As a barrier counts, or [`Error::Misuse`]: nobody can arrive at a barrier of none.
+pub(super) fn checked_world_size(key: &str, world_size: usize) -> Result<i64> {
+    match i64::try_from(world_size) {
+        Ok(count) if count > 0 => Ok(count),
+        _ => {
+            Err(Error::Misuse(format!("the barrier at key {key:?} can't have a world size of {world_size}")))
+        }
     }
 }

@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::keyspace::{Keyspace, Refusal, WaiterId};
-use super::{Keys, Limits, Store};
+use super::keyspace::{Keyspace, text};
+use super::limits::checked_world_size;
+use super::waits::WaiterId;
+use super::{Keys, Limits, Refusal, Store};
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 
 /// A store for the tasks and threads of one process. Clones share it.
 ///
-/// Only a `get` or `wait` that has to wait needs a tokio runtime with time, for its timeout; nothing
-/// else ever waits.
+/// Only what has to wait needs a tokio runtime with time, for its timeout: `get`, `multi_get`, `wait`,
+/// `queue_pop` and `barrier`. Nothing else ever waits. What waits may be dropped at any time without a
+/// value being lost, `queue_pop` too.
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -36,25 +39,49 @@ impl MemoryStore {
         Self { shared: Arc::new(Shared { inner: Mutex::new(inner), limits }) }
     }
 
-    /// How many calls of `get` and `wait` are waiting now.
+    /// How many calls are waiting now.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.shared.inner.lock().keyspace.waiting()
     }
 
     async fn wait_for(&self, keys: &[&str], timeout: Duration) -> Result<()> {
-        let waiting = {
-            let mut inner = self.shared.inner.lock();
-            let waiter = inner.next_waiter;
-            inner.next_waiter += 1;
-            if inner.keyspace.wait(waiter, keys.iter().map(|key| owned(key)).collect()) {
-                return Ok(());
-            }
-            Waiting { shared: &self.shared, waiter }
-        };
-        let late = || Error::timeout(format!("{} in the store of this process", Keys(keys)), timeout);
-        tokio::time::timeout(timeout, waiting).await.map_err(|_elapsed| late())
+        let waiter = self.shared.new_waiter();
+        let there =
+            self.shared.inner.lock().keyspace.wait(waiter, keys.iter().map(|key| owned(key)).collect());
+        if there {
+            return Ok(());
+        }
+        let waiting = Waiting { shared: &self.shared, waiter };
+        tokio::time::timeout(timeout, waiting).await.map_err(|_elapsed| late(keys, timeout))
     }
+
+    /// What `take` finds once all `keys` are there. It may find nothing, if one is gone again before it
+    /// looks.
+    async fn once_there<T>(
+        &self,
+        keys: &[&str],
+        timeout: Duration,
+        take: impl Fn(&mut Keyspace) -> Option<T>,
+    ) -> Result<T> {
+        let take = || take(&mut self.shared.inner.lock().keyspace);
+        if let Some(taken) = take() {
+            return Ok(taken);
+        }
+        let wait_and_take = async {
+            loop {
+                self.wait_for(keys, Duration::MAX).await?;
+                if let Some(taken) = take() {
+                    return Ok(taken);
+                }
+            }
+        };
+        tokio::time::timeout(timeout, wait_and_take).await.map_err(|_elapsed| late(keys, timeout))?
+    }
+}
+
+fn late(keys: &[&str], timeout: Duration) -> Error {
+    Error::timeout(format!("{} in the store of this process", Keys(keys)), timeout)
 }
 
 impl Default for MemoryStore {
@@ -66,27 +93,13 @@ impl Default for MemoryStore {
 impl Store for MemoryStore {
     async fn set(&self, key: &str, value: Bytes, _timeout: Duration) -> Result<()> {
         self.shared.limits.check_key(key.as_bytes())?;
-        self.shared.limits.check_value(key, &value)?;
+        self.shared.limits.check_values(key, [&value])?;
         self.shared.change(|keyspace| Ok(((), keyspace.set(owned(key), value)?)))
     }
 
     async fn get(&self, key: &str, timeout: Duration) -> Result<Bytes> {
         self.shared.limits.check_key(key.as_bytes())?;
-        let found = |store: &Self| store.shared.inner.lock().keyspace.get(key.as_bytes()).cloned();
-        if let Some(value) = found(self) {
-            return Ok(value);
-        }
-        // The key may be deleted again before the woken waiter has looked.
-        let wait_and_look = async {
-            loop {
-                self.wait_for(&[key], Duration::MAX).await?;
-                if let Some(value) = found(self) {
-                    return Ok(value);
-                }
-            }
-        };
-        let late = || Error::timeout(format!("{} in the store of this process", Keys(&[key])), timeout);
-        tokio::time::timeout(timeout, wait_and_look).await.map_err(|_elapsed| late())?
+        self.once_there(&[key], timeout, |keyspace| keyspace.get(key.as_bytes()).cloned()).await
     }
 
     async fn add(&self, key: &str, delta: i64, _timeout: Duration) -> Result<i64> {
@@ -108,6 +121,80 @@ impl Store for MemoryStore {
         self.shared.limits.check_key(key.as_bytes())?;
         Ok(self.shared.inner.lock().keyspace.delete(key.as_bytes()))
     }
+
+    async fn append(&self, key: &str, value: Bytes, _timeout: Duration) -> Result<()> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        self.shared.limits.check_values(key, [&value])?;
+        self.shared.change(|keyspace| Ok(((), keyspace.append(owned(key), value)?)))
+    }
+
+    async fn compare_set(
+        &self,
+        key: &str,
+        expected: Bytes,
+        desired: Bytes,
+        _timeout: Duration,
+    ) -> Result<Bytes> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        self.shared.limits.check_values(key, [&expected, &desired])?;
+        self.shared.change(|keyspace| keyspace.compare_set(owned(key), expected, desired))
+    }
+
+    async fn multi_get(&self, keys: &[&str], timeout: Duration) -> Result<Vec<Bytes>> {
+        self.shared.limits.check_keys(keys)?;
+        let all = |keyspace: &mut Keyspace| {
+            keys.iter().map(|key| keyspace.get(key.as_bytes()).cloned()).collect::<Option<Vec<Bytes>>>()
+        };
+        self.once_there(keys, timeout, all).await
+    }
+
+    async fn multi_set(&self, pairs: &[(&str, Bytes)], _timeout: Duration) -> Result<()> {
+        self.shared.limits.check_pairs(pairs)?;
+        let pairs = pairs.iter().map(|(key, value)| (owned(key), value.clone())).collect();
+        self.shared.change(|keyspace| Ok(((), keyspace.multi_set(pairs)?)))
+    }
+
+    async fn num_keys(&self, _timeout: Duration) -> Result<u64> {
+        Ok(self.shared.inner.lock().keyspace.keys().len() as u64)
+    }
+
+    async fn list_keys(&self, _timeout: Duration) -> Result<Vec<String>> {
+        Ok(self.shared.inner.lock().keyspace.keys().map(|key| text(key)).collect())
+    }
+
+    async fn queue_push(&self, key: &str, value: Bytes, _timeout: Duration) -> Result<()> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        self.shared.limits.check_values(key, [&value])?;
+        self.shared.change(|keyspace| Ok(((), keyspace.push(owned(key), value)?)))
+    }
+
+    async fn queue_pop(&self, key: &str, timeout: Duration) -> Result<Bytes> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        let first = |keyspace: &mut Keyspace| keyspace.pop(key.as_bytes()).map(|(_length, value)| value);
+        self.once_there(&[key], timeout, first).await
+    }
+
+    async fn try_queue_pop(&self, key: &str, _timeout: Duration) -> Result<Option<Bytes>> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        let popped = self.shared.inner.lock().keyspace.pop(key.as_bytes());
+        Ok(popped.map(|(_length, value)| value))
+    }
+
+    async fn queue_len(&self, key: &str, _timeout: Duration) -> Result<u64> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        Ok(self.shared.inner.lock().keyspace.queue_len(key.as_bytes()) as u64)
+    }
+
+    async fn barrier(&self, key: &str, world_size: usize, timeout: Duration) -> Result<()> {
+        self.shared.limits.check_key(key.as_bytes())?;
+        let world_size = checked_world_size(key, world_size)?;
+        let waiter = self.shared.new_waiter();
+        if self.shared.change(|keyspace| keyspace.barrier(waiter, owned(key), world_size))? {
+            return Ok(());
+        }
+        let waiting = Waiting { shared: &self.shared, waiter };
+        tokio::time::timeout(timeout, waiting).await.map_err(|_elapsed| late(&[key], timeout))
+    }
 }
 
 #[derive(Debug)]
@@ -125,6 +212,12 @@ struct Inner {
 }
 
 impl Shared {
+    fn new_waiter(&self) -> WaiterId {
+        let mut inner = self.inner.lock();
+        inner.next_waiter += 1;
+        inner.next_waiter
+    }
+
     /// Changes the keyspace and wakes whom that satisfied, outside the lock: a waker may do anything,
     /// such as drop another waiter of this store.
     fn change<T>(

@@ -1,13 +1,16 @@
 //! The transports that run the suite.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
 use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, MemoryStore};
+use kvpipe::tensor::BufferPool;
 use kvpipe::transport::memory::{self, MemoryTransport, Script};
-use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing, StoreTransport};
+use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing, StoreTransport, VllmTransport};
 use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTransport};
 use kvpipe::transport::{Ring, Transport};
 
@@ -255,5 +258,37 @@ impl Backend for OverTcpStore {
 
     fn impatient(self) -> Option<Self> {
         Some(self)
+    }
+}
+
+/// Two ends that talk as vLLM does, through a store in their process.
+pub(crate) struct OverVllm;
+
+impl Backend for OverVllm {
+    type Transport = VllmTransport<MemoryStore>;
+    type Wire = ();
+
+    async fn pair(&self) -> (Self::Transport, Self::Transport) {
+        let store = MemoryStore::new();
+        let end = async |rank| {
+            let mut config = GroupConfig::default();
+            config.wire = WireMode::Vllm;
+            let group = StatelessProcessGroup::new(store.clone(), rank, 2, config).unwrap();
+            VllmTransport::meet(Arc::new(group), BufferPool::new(64 << 20)).await.unwrap()
+        };
+        tokio::join!(end(0), end(1))
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        let (left, right) = self.pair().await;
+        (left.split().0, right.split().1)
+    }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
+        None
+    }
+
+    fn impatient(self) -> Option<Self> {
+        None
     }
 }

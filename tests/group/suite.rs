@@ -184,7 +184,10 @@ async fn receives_from_one_rank_take_turns(wire: WireMode) {
     let mut blocked = Box::pin(one.recv_obj(0));
     assert!(poll_once(&mut blocked).await.is_none());
     let error = one.recv_obj_timeout(0, SECOND).await.unwrap_err();
-    assert!(error.to_string().contains("another call is waiting for"), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "timed out after 1 s waiting for an earlier call to end, and then for rank 0 to send an object"
+    );
 }
 
 async fn what_is_no_object_is_the_peers_fault_and_stays_in_its_place(wire: WireMode) {

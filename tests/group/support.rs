@@ -113,7 +113,7 @@ struct Watch {
     ops: Vec<Op>,
     keys: BTreeSet<String>,
     yields: bool,
-    breaks: Option<(fn(&Op) -> bool, Break)>,
+    breaks: Option<(usize, Break)>,
 }
 
 /// How the connection to a store breaks.
@@ -144,9 +144,14 @@ impl Watched {
         self.watch().keys.iter().cloned().collect()
     }
 
-    /// The next such operation fails.
-    pub(crate) fn break_next(&self, which: fn(&Op) -> bool, how: Break) {
-        self.watch().breaks = Some((which, how));
+    /// The operation after the next `more` ones fails.
+    pub(crate) fn break_after(&self, more: usize, how: Break) {
+        self.watch().breaks = Some((more, how));
+    }
+
+    /// Whether an operation is still to fail.
+    pub(crate) fn breaks(&self) -> bool {
+        self.watch().breaks.is_some()
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -158,7 +163,11 @@ impl Watched {
         let broken = {
             let mut watch = self.watch();
             watch.ops.push(op.clone());
-            watch.breaks.take_if(|(which, _)| which(&op)).map(|(_, how)| how)
+            let broken = watch.breaks.take_if(|(more, _)| *more == 0).map(|(_, how)| how);
+            if let Some((more, _)) = &mut watch.breaks {
+                *more -= 1;
+            }
+            broken
         };
         let reset = || Err(Error::io("a test", std::io::ErrorKind::ConnectionReset.into()));
         if broken == Some(Break::BeforeItTakesEffect) {

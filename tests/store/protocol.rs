@@ -1,6 +1,6 @@
 //! The parsers: the pieces in which bytes come must not matter.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use kvpipe::store::Limits;
 use kvpipe::store::tcp::protocol::{
     Expected, MAGIC, ProtocolError, Reply, ReplyParser, Request, RequestParser,
@@ -42,6 +42,18 @@ fn all_kinds() -> Vec<Request> {
         Request::Wait { keys: keys() },
         Request::CancelWait,
         Request::DeleteKey { key: "/k".into() },
+        Request::Append { key: "/k".into(), value: "more".into() },
+        Request::CompareSet { key: "/k".into(), expected: "old".into(), desired: "new".into() },
+        Request::CompareSet { key: "/k".into(), expected: Bytes::new(), desired: Bytes::new() },
+        Request::MultiGet { keys: keys() },
+        Request::MultiSet { pairs: vec![] },
+        Request::MultiSet { pairs: keys().into_iter().map(|key| (key.clone(), key)).collect() },
+        Request::NumKeys,
+        Request::ListKeys,
+        Request::QueuePush { key: "/q".into(), value: "value".into() },
+        Request::QueuePop { key: "/q".into() },
+        Request::QueueLen { key: "/q".into() },
+        Request::Barrier { key: "/b".into(), world_size: i64::MAX },
     ]
 }
 
@@ -66,7 +78,7 @@ fn an_unfinished_request_is_no_request() {
 
 #[test]
 fn an_unknown_opcode_is_named() {
-    for opcode in [2, 7, 9, 10, 11, 14, 18, 19, b'G', 255] {
+    for opcode in [19, 20, b'G', 255] {
         let error = parse(&[opcode]).unwrap_err();
         assert_eq!(error, ProtocolError::UnknownOpcode(opcode));
         assert_eq!(error.to_string(), format!("unknown opcode {opcode}"));
@@ -83,16 +95,18 @@ fn a_declared_length_over_its_limit_is_refused_before_its_bytes_come() {
         assert_eq!(parse(&key(length)), Err(refused));
     }
     let value = |length: u64| [&[1, 1, 0, 0, 0, 0, 0, 0, 0, b'k'][..], &length.to_le_bytes()].concat();
-    assert_eq!(parse(&value(8 << 20)), Ok(vec![]));
-    for length in [(8 << 20) + 1, 1 << 62] {
+    assert_eq!(parse(&value(1 << 30)), Ok(vec![]));
+    for length in [(1 << 30) + 1, 1 << 62] {
         let refused = ProtocolError::TooLong { what: "value", length, limit: limits.value_bytes };
         assert_eq!(parse(&value(length)), Err(refused));
     }
-    let keys = |count: u64| [&[6][..], &count.to_le_bytes()].concat();
-    assert_eq!(parse(&keys(131_072)), Ok(vec![]));
-    for count in [131_073, 1 << 62] {
-        let refused = ProtocolError::TooManyKeys { count, limit: limits.keys_per_request };
-        assert_eq!(parse(&keys(count)), Err(refused));
+    for opcode in [5, 6, 10, 11] {
+        let keys = |count: u64| [&[opcode][..], &count.to_le_bytes()].concat();
+        assert_eq!(parse(&keys(131_072)), Ok(vec![]));
+        for count in [131_073, 1 << 62] {
+            let refused = ProtocolError::TooManyKeys { count, limit: limits.keys_per_request };
+            assert_eq!(parse(&keys(count)), Err(refused));
+        }
     }
 }
 
@@ -107,6 +121,96 @@ fn the_keys_of_one_request_are_bounded_together() {
     check(&["abc", "de"]).unwrap();
     let refused = ProtocolError::TooLong { what: "list of keys", length: 6, limit: 5 };
     assert_eq!(check(&["abc", "def"]), Err(refused));
+}
+
+#[test]
+fn the_values_of_one_request_are_bounded_together() {
+    let mut limits = Limits::default();
+    limits.value_bytes = 5;
+    let parse = |request| parse_with(limits.clone(), &encoded(&[request]));
+    let compare_set = |expected: &'static str, desired: &'static str| Request::CompareSet {
+        key: "k".into(),
+        expected: expected.into(),
+        desired: desired.into(),
+    };
+    parse(compare_set("abc", "de")).unwrap();
+    let refused = ProtocolError::TooLong { what: "value", length: 6, limit: 5 };
+    assert_eq!(parse(compare_set("abc", "def")), Err(refused));
+    let multi_set = |values: &[&'static str]| Request::MultiSet {
+        pairs: values.iter().map(|value| (Bytes::from("k"), Bytes::from(*value))).collect(),
+    };
+    parse(multi_set(&["abc", "", "de"])).unwrap();
+    let refused = ProtocolError::TooLong { what: "list of values", length: 6, limit: 5 };
+    assert_eq!(parse(multi_set(&["abc", "", "def"])), Err(refused));
+}
+
+#[test]
+fn the_keys_of_one_multi_set_are_bounded_together() {
+    let mut limits = Limits::default();
+    limits.key_list_bytes = 5;
+    let multi_set = |keys: &[&'static str]| {
+        let pairs = keys.iter().map(|key| (Bytes::from(*key), Bytes::from("value"))).collect();
+        parse_with(limits.clone(), &encoded(&[Request::MultiSet { pairs }]))
+    };
+    multi_set(&["abc", "de"]).unwrap();
+    let refused = ProtocolError::TooLong { what: "list of keys", length: 6, limit: 5 };
+    assert_eq!(multi_set(&["abc", "def"]), Err(refused));
+}
+
+#[test]
+fn a_large_value_may_be_put_straight_into_its_place() {
+    let requests = [
+        Request::Set { key: "k".into(), value: vec![1; 300_000].into() },
+        Request::CompareSet {
+            key: "k".into(),
+            expected: vec![2; 100_000].into(),
+            desired: vec![3; 200_000].into(),
+        },
+        Request::MultiSet {
+            pairs: vec![("a".into(), vec![4; 70_000].into()), ("b".into(), vec![5; 90_000].into())],
+        },
+    ];
+    let bytes = encoded(&requests);
+    let mut input = &bytes[..];
+    let mut parser = RequestParser::new(Limits::default());
+    let (mut parsed, mut placed_bytes) = (Vec::new(), 0);
+    while !input.is_empty() {
+        let (mut piece, rest) = match parser.spare() {
+            Some(mut spare) => {
+                let (placed, rest) = input.split_at(input.len().min(spare.remaining_mut()).min(50_000));
+                spare.put_slice(placed);
+                placed_bytes += placed.len();
+                (&[][..], rest)
+            }
+            None => input.split_at(input.len().min(1000)),
+        };
+        parsed.extend(parse_all(&mut parser, piece).unwrap());
+        piece = &[];
+        assert_eq!(parser.parse(&mut piece), Ok(None));
+        input = rest;
+    }
+    assert!(parsed == requests);
+    assert!(placed_bytes > bytes.len() * 9 / 10, "{placed_bytes} of {}", bytes.len());
+}
+
+#[test]
+fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request() {
+    let requests = [
+        Request::Set { key: "k".into(), value: vec![1; 100_000].into() },
+        Request::Wait { keys: vec![vec![2; 1000].into(); 100] },
+        Request::MultiSet { pairs: vec![(vec![3; 1000].into(), vec![4; 1000].into()); 100] },
+    ];
+    for request in requests {
+        let bytes = encoded(std::slice::from_ref(&request));
+        let mut parser = RequestParser::new(Limits::default());
+        for (come, byte) in bytes.iter().enumerate() {
+            // A blob counts from its length on; what has come of it and no more, up to a factor.
+            let held = parser.held_bytes();
+            assert!(held + 10_000 >= come && held <= 5 * come + (64 << 10), "{held} of {come} bytes");
+            parser.parse(&mut std::slice::from_ref(byte)).unwrap();
+        }
+        assert_eq!(parser.held_bytes(), 0);
+    }
 }
 
 #[test]
@@ -132,6 +236,27 @@ fn a_reply_that_can_not_be_is_refused() {
     }
 }
 
+#[test]
+fn a_reply_over_the_limits_is_refused_before_it_is_read() {
+    let mut limits = Limits::default();
+    (limits.stored_keys, limits.value_bytes, limits.stored_bytes) = (3, 10, 15);
+    let parse = |expected, numbers: &[u64]| {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        ReplyParser::new(expected, &limits).parse(&mut &bytes[..])
+    };
+    assert_eq!(parse(Expected::Keys, &[3]), Ok(None));
+    for count in [4, u64::MAX] {
+        assert_eq!(parse(Expected::Keys, &[count]), Err(ProtocolError::TooManyKeys { count, limit: 3 }));
+    }
+    let too_long = |what, length, limit| Err(ProtocolError::TooLong { what, length, limit });
+    assert_eq!(parse(Expected::Keys, &[3, 1 << 62]), too_long("list of keys", 1 << 62, 15));
+    assert_eq!(parse(Expected::Popped, &[1, 11]), too_long("value", 11, 10));
+    assert!(matches!(parse(Expected::Popped, &[u64::MAX]), Err(ProtocolError::WrongReply { .. })));
+    assert_eq!(parse(Expected::Values(2), &[11]), too_long("value", 11, 10));
+    // One value of eight bytes, and a second that is too long only beside the first.
+    assert_eq!(parse(Expected::Values(2), &[8, 0, 8]), too_long("list of values", 16, 15));
+}
+
 fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), 0..max).prop_map(Bytes::from)
 }
@@ -148,6 +273,20 @@ fn request() -> impl Strategy<Value = Request> {
         keys().prop_map(|keys| Request::Wait { keys }),
         Just(Request::CancelWait),
         bytes(20).prop_map(|key| Request::DeleteKey { key }),
+        (bytes(20), bytes(300)).prop_map(|(key, value)| Request::Append { key, value }),
+        (bytes(20), bytes(300), bytes(300)).prop_map(|(key, expected, desired)| Request::CompareSet {
+            key,
+            expected,
+            desired
+        }),
+        keys().prop_map(|keys| Request::MultiGet { keys }),
+        vec((bytes(20), bytes(300)), 0..8).prop_map(|pairs| Request::MultiSet { pairs }),
+        Just(Request::NumKeys),
+        Just(Request::ListKeys),
+        (bytes(20), bytes(300)).prop_map(|(key, value)| Request::QueuePush { key, value }),
+        bytes(20).prop_map(|key| Request::QueuePop { key }),
+        bytes(20).prop_map(|key| Request::QueueLen { key }),
+        (bytes(20), any::<i64>()).prop_map(|(key, world_size)| Request::Barrier { key, world_size }),
     ]
 }
 
@@ -160,6 +299,11 @@ fn reply() -> impl Strategy<Value = (Expected, Reply)> {
         Just((Expected::Readiness, Reply::NotReady)),
         Just((Expected::Wait, Reply::StopWaiting)),
         Just((Expected::Wait, Reply::WaitCanceled)),
+        vec(bytes(300), 0..8).prop_map(|values| (Expected::Values(values.len()), Reply::Values(values))),
+        (1..=i64::MAX as u64, bytes(300))
+            .prop_map(|(length, value)| (Expected::Popped, Reply::Popped { length, value })),
+        Just((Expected::Popped, Reply::QueueEmpty)),
+        vec(bytes(300), 0..8).prop_map(|keys| (Expected::Keys, Reply::Keys(keys))),
     ]
 }
 
@@ -190,7 +334,7 @@ proptest! {
 
     #[test]
     fn any_bytes_give_the_same_in_any_pieces(
-        opcode in 0u8..16,
+        opcode in 0u8..20,
         tail in vec(prop_oneof![Just(0u8), 0u8..4, any::<u8>()], 0..80),
         lengths in vec(1usize..40, 1..8),
     ) {
@@ -208,11 +352,11 @@ proptest! {
         lengths in vec(1usize..40, 1..8),
     ) {
         let mut bytes = BytesMut::new();
-        let value = reply.encode_up_to_value(&mut bytes);
-        let bytes = [&bytes[..], value].concat();
+        reply.encode(&mut bytes);
         prop_assert_eq!(bytes.len(), reply.encoded_bytes());
         let mut parser = ReplyParser::new(expected, &Limits::default());
-        let mut parsed = None;
+        // A reply without a byte is there before the first one.
+        let mut parsed = parser.parse(&mut &[][..]).unwrap();
         for mut piece in pieces(&bytes, &lengths) {
             prop_assert_eq!(parsed, None);
             parsed = parser.parse(&mut piece).unwrap();

@@ -9,7 +9,7 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, MemoryStore, PrefixStore, Store};
 
-use crate::support::{LONG, connect, in_time, server_at};
+use crate::support::{LONG, connect_with, in_time, server_at};
 
 /// One store as two ranks see it, and what keeps it alive.
 struct World<S> {
@@ -18,15 +18,24 @@ struct World<S> {
     _server: Option<TcpStoreServer>,
 }
 
+/// The limit on values in this suite: not so large that testing it takes long.
+const VALUE_BYTES: usize = 1 << 20;
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.value_bytes = VALUE_BYTES;
+    limits
+}
+
 fn memory() -> World<MemoryStore> {
-    let store = MemoryStore::new();
+    let store = MemoryStore::with_limits(limits());
     World { a: store.clone(), b: store, _server: None }
 }
 
 async fn tcp(host: IpAddr) -> World<TcpStore<TokioNet>> {
-    let server = server_at(host, Limits::default()).await;
-    let address = server.local_addr();
-    World { a: connect(address).await, b: connect(address).await, _server: Some(server) }
+    let server = server_at(host, limits()).await;
+    let connect = || connect_with(server.local_addr(), limits());
+    World { a: connect().await, b: connect().await, _server: Some(server) }
 }
 
 fn prefixed<S: Store>(world: World<S>) -> World<PrefixStore<S>> {
@@ -222,11 +231,11 @@ async fn a_key_over_the_limit_is_the_callers_mistake<S: Store>(World { a, .. }: 
 async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_not<S: Store>(
     World { a, b, .. }: World<S>,
 ) {
-    let largest = Bytes::from(vec![3; Limits::default().value_bytes]);
+    let largest = Bytes::from(vec![3; VALUE_BYTES]);
     a.set("k", largest.clone(), LONG).await.unwrap();
     let over = Bytes::from(vec![4; largest.len() + 1]);
     let error = a.set("k", over, LONG).await.unwrap_err();
-    assert!(matches!(&error, Error::Misuse(message) if message.contains("8388609")), "{error}");
+    assert!(matches!(&error, Error::Misuse(message) if message.contains("1048577")), "{error}");
     assert!(b.get("k", LONG).await.unwrap() == largest);
 }
 

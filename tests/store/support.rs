@@ -33,7 +33,13 @@ pub(crate) fn options() -> ConnectOptions {
 }
 
 pub(crate) async fn connect(address: SocketAddr) -> TcpStore<TokioNet> {
-    TcpStore::connect(TokioNet, &address.ip().to_string(), address.port(), options()).await.unwrap()
+    connect_with(address, Limits::default()).await
+}
+
+pub(crate) async fn connect_with(address: SocketAddr, limits: Limits) -> TcpStore<TokioNet> {
+    let mut options = options();
+    options.limits = limits;
+    TcpStore::connect(TokioNet, &address.ip().to_string(), address.port(), options).await.unwrap()
 }
 
 /// A defect that would hang fails instead.

@@ -29,21 +29,9 @@ fn heartbeat(limit: Duration) -> TcpConfig {
 struct StoreWithoutDelete(MemoryStore);
 
 impl Store for StoreWithoutDelete {
-    async fn set(&self, key: &str, value: Bytes, timeout: Duration) -> Result<()> {
-        self.0.set(key, value, timeout).await
-    }
-    async fn get(&self, key: &str, timeout: Duration) -> Result<Bytes> {
-        self.0.get(key, timeout).await
-    }
-    async fn add(&self, key: &str, delta: i64, timeout: Duration) -> Result<i64> {
-        self.0.add(key, delta, timeout).await
-    }
-    async fn check(&self, keys: &[&str], timeout: Duration) -> Result<bool> {
-        self.0.check(keys, timeout).await
-    }
-    async fn wait(&self, keys: &[&str], timeout: Duration) -> Result<()> {
-        self.0.wait(keys, timeout).await
-    }
+    delegate!(0: set get add check wait append compare_set multi_get multi_set num_keys list_keys
+        queue_push queue_pop try_queue_pop queue_len barrier);
+
     async fn delete(&self, _: &str, timeout: Duration) -> Result<bool> {
         tokio::time::sleep(timeout).await;
         Err(Error::timeout("the store", timeout))
@@ -68,26 +56,14 @@ struct StoreWithSuccessor(MemoryStore, Arc<AtomicUsize>);
 const SUCCESSOR: &str = "127.0.0.1:9";
 
 impl Store for StoreWithSuccessor {
-    async fn set(&self, key: &str, value: Bytes, timeout: Duration) -> Result<()> {
-        self.0.set(key, value, timeout).await
-    }
+    delegate!(0: set add check wait delete append compare_set multi_get multi_set num_keys
+        list_keys queue_push queue_pop try_queue_pop queue_len barrier);
+
     async fn get(&self, key: &str, timeout: Duration) -> Result<Bytes> {
         match self.1.fetch_add(1, Ordering::Relaxed) {
             0 => self.0.get(key, timeout).await,
             _ => Ok(SUCCESSOR.into()),
         }
-    }
-    async fn add(&self, key: &str, delta: i64, timeout: Duration) -> Result<i64> {
-        self.0.add(key, delta, timeout).await
-    }
-    async fn check(&self, keys: &[&str], timeout: Duration) -> Result<bool> {
-        self.0.check(keys, timeout).await
-    }
-    async fn wait(&self, keys: &[&str], timeout: Duration) -> Result<()> {
-        self.0.wait(keys, timeout).await
-    }
-    async fn delete(&self, key: &str, timeout: Duration) -> Result<bool> {
-        self.0.delete(key, timeout).await
     }
 }
 

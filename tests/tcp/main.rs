@@ -3,6 +3,10 @@
 
 #![allow(missing_docs, reason = "a test binary")]
 
+#[macro_use]
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 mod cuts;
 mod cutting;
 mod handshake;

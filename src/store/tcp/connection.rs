@@ -7,10 +7,11 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
+use super::pieces::Pieces;
 use super::protocol::{Expected, MAGIC, ProtocolError, Reply, ReplyParser, Request};
 use crate::net::Stream;
 use crate::store::Limits;
@@ -45,6 +46,18 @@ impl From<ProtocolError> for Failure {
 }
 
 impl Failure {
+    /// Says so if the connection may have been closed because the server does not know the request.
+    fn of(self, request: &Request) -> Self {
+        match (self, request.known_to()) {
+            (Self::Broken(error), Some(servers)) => {
+                let name = request.name();
+                let text = format!("{error} (does it know {name}? known to: {servers})");
+                Self::Broken(io::Error::new(error.kind(), text))
+            }
+            (other, _) => other,
+        }
+    }
+
     /// As the source of an [`Error::Io`](crate::Error::Io).
     pub(super) fn into_io(self) -> io::Error {
         match self {
@@ -62,6 +75,9 @@ pub(super) async fn within<T>(
 ) -> Result<T, Failure> {
     timeout_at(deadline, future).await.unwrap_or(Err(Failure::Late))
 }
+
+/// Reads out of a reply what was asked for, or gives it back if it is of another kind.
+pub(super) type Answer<T> = fn(Reply) -> Result<T, Reply>;
 
 /// A validated connection.
 ///
@@ -106,69 +122,56 @@ impl<S: Stream> Connection<S> {
         self.unread.is_empty() && nothing_to_read.await
     }
 
-    /// SET has no reply, and a server that refuses it says nothing until the next request. So a PING
-    /// follows in the same write, whose echo says that the value is stored.
-    pub(super) async fn set(&mut self, key: Bytes, value: Bytes, nonce: u32) -> Result<(), Failure> {
-        let request = Request::Set { key, value };
-        let (mut head, mut ping) = (BytesMut::new(), BytesMut::new());
-        let value = request.encode_up_to_value(&mut head);
-        Request::Ping { nonce }.encode(&mut ping);
-        self.write(head.chain(value).chain(ping)).await?;
-        self.pong(nonce).await
+    /// Sends a request that has a reply, and reads it.
+    pub(super) async fn ask<T>(&mut self, request: &Request, answer: Answer<T>) -> Result<T, Failure> {
+        let mut bytes = Pieces::default();
+        request.encode_to(&mut bytes);
+        let exchange = async {
+            self.write(bytes).await?;
+            match request.expected() {
+                Some(expected) => self.receive(expected).await,
+                None => Err(Failure::Broken(io::Error::other("bug in kvpipe: awaiting a reply to nothing"))),
+            }
+        };
+        let reply = exchange.await.map_err(|failure| failure.of(request))?;
+        answer(reply).map_err(|other| wrong_reply(request.name(), &other))
     }
 
-    /// The key must be there: some servers answer with an empty value if it is not, others close.
-    pub(super) async fn get(&mut self, key: Bytes) -> Result<Bytes, Failure> {
-        self.request(&Request::Get { key }).await?;
-        match self.receive(Expected::Value).await? {
-            Reply::Value(value) => Ok(value),
-            other => Err(wrong_reply("GET", &other)),
-        }
+    /// Sends a request that has no reply; a server that refuses it says nothing until the next one. So
+    /// a PING follows in the same write, whose echo says that the request was carried out.
+    pub(super) async fn tell(&mut self, request: &Request, nonce: u32) -> Result<(), Failure> {
+        let mut bytes = Pieces::default();
+        request.encode_to(&mut bytes);
+        Request::Ping { nonce }.encode_to(&mut bytes);
+        let exchange = async {
+            self.write(bytes).await?;
+            self.pong(nonce).await
+        };
+        exchange.await.map_err(|failure| failure.of(request))
     }
 
-    pub(super) async fn add(&mut self, key: Bytes, delta: i64) -> Result<i64, Failure> {
-        self.request(&Request::Add { key, delta }).await?;
-        match self.receive(Expected::Number).await? {
-            Reply::Number(sum) => Ok(sum),
-            other => Err(wrong_reply("ADD", &other)),
-        }
-    }
-
-    pub(super) async fn check(&mut self, keys: Vec<Bytes>) -> Result<bool, Failure> {
-        self.request(&Request::Check { keys }).await?;
-        match self.receive(Expected::Readiness).await? {
-            Reply::Ready => Ok(true),
-            Reply::NotReady => Ok(false),
-            other => Err(wrong_reply("CHECK", &other)),
-        }
-    }
-
-    pub(super) async fn delete(&mut self, key: Bytes) -> Result<bool, Failure> {
-        self.request(&Request::DeleteKey { key }).await?;
-        match self.receive(Expected::Number).await? {
-            Reply::Number(deleted) => Ok(deleted == 1),
-            other => Err(wrong_reply("DELETE_KEY", &other)),
-        }
-    }
-
-    /// Waits for all keys; false if the deadline passes first, and then the connection is as good as
-    /// before: the wait is cancelled at the server.
+    /// Sends a WAIT or BARRIER and waits for its end; false if the deadline passes first, and then the
+    /// connection is as good as before: the wait is cancelled at the server.
     ///
-    /// The keys may come while CANCEL_WAIT is on its way. Then the server has answered both, 00 and 01,
+    /// The end may come while CANCEL_WAIT is on its way. Then the server has answered both, 00 and 01,
     /// and both are read; it is still false, as the deadline had passed (so does PyTorch's client).
-    pub(super) async fn wait(&mut self, keys: Vec<Bytes>, deadline: Instant) -> Result<bool, Failure> {
-        within(deadline, self.request(&Request::Wait { keys })).await?;
+    pub(super) async fn wait(&mut self, wait: &Request, deadline: Instant) -> Result<bool, Failure> {
+        let mut bytes = BytesMut::new();
+        wait.encode(&mut bytes);
+        within(deadline, self.write(bytes)).await?;
         // Dropping `receive` at the deadline loses nothing: the reply has one byte.
         match timeout_at(deadline, self.receive(Expected::Wait)).await {
             Ok(Ok(Reply::StopWaiting)) => Ok(true),
-            Ok(Ok(other)) => Err(wrong_reply("WAIT", &other)),
-            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(other)) => Err(wrong_reply(wait.name(), &other)),
+            Ok(Err(failure)) => Err(failure.of(wait)),
             Err(_elapsed) => within(Instant::now() + CANCEL_WITHIN, self.cancel_wait()).await.map(|()| false),
         }
     }
 
     async fn cancel_wait(&mut self) -> Result<(), Failure> {
-        self.request(&Request::CancelWait).await?;
+        let mut bytes = BytesMut::new();
+        Request::CancelWait.encode(&mut bytes);
+        self.write(bytes).await?;
         let mut reply = self.receive(Expected::Wait).await?;
         if reply == Reply::StopWaiting {
             reply = self.receive(Expected::Wait).await?;
@@ -186,12 +189,6 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    async fn request(&mut self, request: &Request) -> Result<(), Failure> {
-        let mut bytes = BytesMut::new();
-        request.encode(&mut bytes);
-        self.write(bytes).await
-    }
-
     async fn write(&mut self, mut bytes: impl Buf) -> Result<(), Failure> {
         self.writer.write_all_buf(&mut bytes).await?;
         Ok(self.writer.flush().await?)
@@ -207,8 +204,15 @@ impl<S: Stream> Connection<S> {
             if let Some(reply) = reply {
                 return Ok(reply);
             }
-            self.unread.reserve(READ_BUFFER_BYTES);
-            if self.reader.read_buf(&mut self.unread).await? == 0 {
+            let read = match parser.spare() {
+                // A large value goes straight to its place.
+                Some(mut spare) => self.reader.read_buf(&mut spare).await?,
+                None => {
+                    self.unread.reserve(READ_BUFFER_BYTES);
+                    self.reader.read_buf(&mut self.unread).await?
+                }
+            };
+            if read == 0 {
                 let closed = "the server closed the connection";
                 return Err(Failure::Broken(io::Error::new(io::ErrorKind::UnexpectedEof, closed)));
             }

@@ -11,11 +11,18 @@
 mod client;
 mod connection;
 mod fields;
+mod lists;
 mod outbox;
 mod parser;
+mod pieces;
 pub mod protocol;
+mod reply;
+mod reply_parser;
+mod request;
 mod server;
 pub mod server_state;
+mod serving;
+mod watched;
 
 pub use client::{ConnectOptions, TcpStore};
-pub use server::TcpStoreServer;
+pub use server::{ServerStats, TcpStoreServer};

@@ -1,11 +1,13 @@
 //! Replies on their way to one client.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
+use super::pieces::Pieces;
 use super::protocol::Reply;
 use crate::sync::Mutex;
 
@@ -33,8 +35,8 @@ struct Queue {
     closed: bool,
 }
 
-/// Values up to this size are copied next to their neighbours, to save a system call each.
-const COPIED_VALUE_BYTES: usize = 4 << 10;
+/// What is kept allocated for the replies to come.
+const KEPT_BYTES: usize = 64 << 10;
 
 impl Outbox {
     pub(super) fn new(limit_bytes: usize) -> Self {
@@ -65,23 +67,26 @@ impl Outbox {
         }
     }
 
-    /// Writes what is pushed until the outbox is closed and empty. Not cancel safe: a reply may be
-    /// written in part. For one task.
-    pub(super) async fn write_to(&self, writer: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut buffer = BytesMut::new();
+    /// Writes what is pushed until the outbox is closed and empty, and counts the bytes in `written`.
+    /// Not cancel safe: a reply may be written in part. For one task.
+    pub(super) async fn write_to(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        written: &AtomicU64,
+    ) -> io::Result<()> {
+        let mut pieces = Pieces::default();
         while let Some(replies) = self.take().await {
-            let written_bytes = replies.iter().map(held_bytes).sum::<usize>();
-            for reply in replies {
-                let value = reply.encode_up_to_value(&mut buffer);
-                if value.len() > COPIED_VALUE_BYTES {
-                    writer.write_all_buf(&mut (&mut buffer).chain(value)).await?;
-                } else {
-                    buffer.extend_from_slice(value);
-                }
-            }
-            writer.write_all_buf(&mut buffer).await?;
+            let held = replies.iter().map(held_bytes).sum::<usize>();
+            replies.iter().for_each(|reply| reply.encode_to(&mut pieces));
+            drop(replies);
+            let bytes = pieces.remaining() as u64;
+            writer.write_all_buf(&mut pieces).await?;
             writer.flush().await?;
-            self.queue.lock().bytes -= written_bytes;
+            written.fetch_add(bytes, Ordering::Relaxed);
+            if pieces.capacity() > KEPT_BYTES {
+                pieces = Pieces::default();
+            }
+            self.queue.lock().bytes -= held;
             self.drained.notify_one();
         }
         Ok(())
@@ -118,8 +123,9 @@ mod tests {
         outbox.room().await;
         outbox.push(Reply::Pong(7));
         let (mut near, mut far) = tokio::io::duplex(1);
+        let out = AtomicU64::new(0);
         let soon = std::time::Duration::from_secs(1);
-        let writing = outbox.write_to(&mut near);
+        let writing = outbox.write_to(&mut near, &out);
         tokio::pin!(writing);
         let full = tokio::select! { biased; _ = &mut writing => false, () = outbox.room() => false,
         () = tokio::time::sleep(soon) => true };
@@ -134,18 +140,19 @@ mod tests {
     #[tokio::test]
     async fn what_was_pushed_before_the_close_is_written_in_order_and_nothing_after() {
         let outbox = Outbox::new(1 << 20);
-        let large = vec![b'x'; COPIED_VALUE_BYTES + 1];
+        let large = vec![b'x'; 10_000];
         for reply in [Reply::Ready, Reply::Value(large.clone().into()), Reply::Value("s".into())] {
             outbox.push(reply);
         }
         outbox.close();
         outbox.push(Reply::NotReady);
-        let mut written = Vec::new();
-        outbox.write_to(&mut written).await.unwrap();
+        let (mut written, out) = (Vec::new(), AtomicU64::new(0));
+        outbox.write_to(&mut written, &out).await.unwrap();
         let mut expected = vec![0];
         expected.extend_from_slice(&(large.len() as u64).to_le_bytes());
         expected.extend_from_slice(&large);
         expected.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, b's']);
         assert_eq!(written, expected);
+        assert_eq!(out.into_inner(), expected.len() as u64);
     }
 }

@@ -1,88 +1,14 @@
-//! Requests and replies out of bytes that come in any pieces.
+//! Requests out of bytes that come in any pieces.
 //!
 //! What a field's length or a count declares is checked against the limits before anything is
 //! allocated, and every byte is looked at once.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
-use super::fields::{Blob, Number};
-use super::protocol::{NOT_READY, ProtocolError, READY, Reply, Request, STOP_WAITING, WAIT_CANCELED, opcode};
+use super::fields::{Blob, Bound, Number};
+use super::lists::{BlobList, PairList};
+use super::protocol::{ProtocolError, Request, opcode};
 use crate::store::Limits;
-
-/// What a reply's first byte means depends on the request it answers; this says which that was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Expected {
-    /// A reply to PING.
-    Pong,
-    /// A reply to GET.
-    Value,
-    /// A reply to ADD or DELETE_KEY.
-    Number,
-    /// A reply to CHECK.
-    Readiness,
-    /// A reply to WAIT or CANCEL_WAIT.
-    Wait,
-}
-
-/// Reads one reply from bytes that come in any pieces.
-#[derive(Debug)]
-pub struct ReplyParser {
-    value_bytes_limit: usize,
-    stage: ReplyStage,
-}
-
-#[derive(Debug)]
-enum ReplyStage {
-    Pong(Number<4>),
-    Value(Blob),
-    Number(Number<8>),
-    Readiness(Number<1>),
-    Wait(Number<1>),
-}
-
-impl ReplyParser {
-    /// A parser for one reply. Of `limits` only that of values matters.
-    #[must_use]
-    pub fn new(expected: Expected, limits: &Limits) -> Self {
-        let stage = match expected {
-            Expected::Pong => ReplyStage::Pong(Number::default()),
-            Expected::Value => ReplyStage::Value(Blob::default()),
-            Expected::Number => ReplyStage::Number(Number::default()),
-            Expected::Readiness => ReplyStage::Readiness(Number::default()),
-            Expected::Wait => ReplyStage::Wait(Number::default()),
-        };
-        Self { value_bytes_limit: limits.value_bytes, stage }
-    }
-
-    /// Takes bytes off the front of `input`, and none after the reply's last. `None`: call again with
-    /// more. After a reply or an error the parser has done its work.
-    ///
-    /// # Errors
-    /// [`ProtocolError::TooLong`] and [`ProtocolError::WrongReply`].
-    pub fn parse(&mut self, input: &mut &[u8]) -> Result<Option<Reply>, ProtocolError> {
-        let wrong = |request, byte: u8| ProtocolError::WrongReply { request, reply: format!("{byte:#04x}") };
-        Ok(match &mut self.stage {
-            ReplyStage::Pong(nonce) => nonce.take(input).map(|bytes| Reply::Pong(u32::from_le_bytes(bytes))),
-            ReplyStage::Value(value) => value.take(input, "value", self.value_bytes_limit)?.map(Reply::Value),
-            ReplyStage::Number(number) => {
-                number.take(input).map(|bytes| Reply::Number(i64::from_le_bytes(bytes)))
-            }
-            ReplyStage::Readiness(byte) => match byte.take(input) {
-                None => None,
-                Some([READY]) => Some(Reply::Ready),
-                Some([NOT_READY]) => Some(Reply::NotReady),
-                Some([byte]) => return Err(wrong("CHECK", byte)),
-            },
-            ReplyStage::Wait(byte) => match byte.take(input) {
-                None => None,
-                Some([STOP_WAITING]) => Some(Reply::StopWaiting),
-                Some([WAIT_CANCELED]) => Some(Reply::WaitCanceled),
-                Some([byte]) => return Err(wrong("WAIT", byte)),
-            },
-        })
-    }
-}
 
 /// Reads requests from bytes that come in any pieces, in time linear in the bytes.
 #[derive(Debug)]
@@ -91,44 +17,36 @@ pub struct RequestParser {
     stage: Stage,
 }
 
-/// Where in a request the parser is, with what it has of it.
+/// Where in a request the parser is, with what it has of it, and what to make of it.
 #[derive(Debug, Default)]
 enum Stage {
     #[default]
     Opcode,
     Magic(Number<4>),
     Nonce(Number<4>),
-    Key(KeyOperation, Blob),
-    SetValue(Bytes, Blob),
-    AddDelta(Bytes, Number<8>),
-    KeyCount(KeysOperation, Number<8>),
-    Keys(KeysOperation, KeyList),
+    Key(AfterKey, Blob),
+    Value(KeyAndValue, Bytes, Blob),
+    Expected(Bytes, Blob),
+    Desired(Bytes, Bytes, Blob),
+    Number(KeyAndNumber, Bytes, Number<8>),
+    KeyCount(KeyList, Number<8>),
+    Keys(KeyList, BlobList),
+    PairCount(Number<8>),
+    Pairs(PairList),
 }
 
-/// Requests that begin with one key.
+/// What follows the key with which a request begins.
 #[derive(Clone, Copy, Debug)]
-enum KeyOperation {
-    Set,
-    Get,
-    Add,
-    Delete,
+enum AfterKey {
+    Nothing(fn(Bytes) -> Request),
+    Value(KeyAndValue),
+    Number(KeyAndNumber),
+    ExpectedAndDesired,
 }
 
-/// Requests that have a list of keys.
-#[derive(Clone, Copy, Debug)]
-enum KeysOperation {
-    Check,
-    Wait,
-}
-
-impl KeysOperation {
-    fn request(self, keys: Vec<Bytes>) -> Request {
-        match self {
-            Self::Check => Request::Check { keys },
-            Self::Wait => Request::Wait { keys },
-        }
-    }
-}
+type KeyAndValue = fn(Bytes, Bytes) -> Request;
+type KeyAndNumber = fn(Bytes, i64) -> Request;
+type KeyList = fn(Vec<Bytes>) -> Request;
 
 enum Step {
     /// The input is used up.
@@ -161,10 +79,36 @@ impl RequestParser {
             }
         }
     }
+
+    /// Where the next bytes of the connection may be put, if all that it has room for belong to one
+    /// large value: it saves copying them. Ask after [`parse`](Self::parse) gave `None`, fill it in part
+    /// or in whole, and call `parse` with nothing or with what comes next.
+    pub fn spare(&mut self) -> Option<impl BufMut> {
+        self.stage.blob()?.spare()
+    }
+
+    /// The memory that the unfinished request takes, about: it grows with what has come of it, by a
+    /// constant factor, and never with what is only announced.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        match &self.stage {
+            Stage::Opcode | Stage::Magic(_) | Stage::Nonce(_) => 0,
+            Stage::KeyCount(..) | Stage::PairCount(_) => 0,
+            Stage::Key(_, key) => key.held_bytes(),
+            Stage::Number(_, key, _) => key.len(),
+            Stage::Value(_, key, value) => key.len() + value.held_bytes(),
+            Stage::Expected(key, expected) => key.len() + expected.held_bytes(),
+            Stage::Desired(key, expected, desired) => key.len() + expected.len() + desired.held_bytes(),
+            Stage::Keys(_, keys) => keys.held_bytes(),
+            Stage::Pairs(pairs) => pairs.held_bytes(),
+        }
+    }
 }
 
 impl Stage {
     fn step(self, input: &mut &[u8], limits: &Limits) -> Result<Step, ProtocolError> {
+        let key_bound = Bound::new("key", limits.key_bytes);
+        let value_bound = Bound::new("value", limits.value_bytes);
         Ok(match self {
             Self::Opcode => {
                 let Some((opcode, rest)) = input.split_first() else { return Ok(Step::More(self)) };
@@ -179,92 +123,95 @@ impl Stage {
                 None => Step::More(Self::Nonce(nonce)),
                 Some(bytes) => Step::Done(Request::Ping { nonce: u32::from_le_bytes(bytes) }),
             },
-            Self::Key(operation, mut blob) => match blob.take(input, "key", limits.key_bytes)? {
-                None => Step::More(Self::Key(operation, blob)),
-                Some(key) => Self::after_key(operation, key),
+            Self::Key(after, mut blob) => match blob.take(input, key_bound)? {
+                None => Step::More(Self::Key(after, blob)),
+                Some(key) => after.key(key),
             },
-            Self::SetValue(key, mut blob) => match blob.take(input, "value", limits.value_bytes)? {
-                None => Step::More(Self::SetValue(key, blob)),
-                Some(value) => Step::Done(Request::Set { key, value }),
+            Self::Value(request, key, mut blob) => match blob.take(input, value_bound)? {
+                None => Step::More(Self::Value(request, key, blob)),
+                Some(value) => Step::Done(request(key, value)),
             },
-            Self::AddDelta(key, mut delta) => match delta.take(input) {
-                None => Step::More(Self::AddDelta(key, delta)),
-                Some(bytes) => Step::Done(Request::Add { key, delta: i64::from_le_bytes(bytes) }),
+            Self::Expected(key, mut blob) => match blob.take(input, value_bound)? {
+                None => Step::More(Self::Expected(key, blob)),
+                Some(expected) => Step::Next(Self::Desired(key, expected, Blob::default())),
             },
-            Self::KeyCount(operation, mut count) => match count.take(input) {
-                None => Step::More(Self::KeyCount(operation, count)),
+            Self::Desired(key, expected, mut blob) => {
+                let bound = Bound { used: expected.len(), ..value_bound };
+                match blob.take(input, bound)? {
+                    None => Step::More(Self::Desired(key, expected, blob)),
+                    Some(desired) => Step::Done(Request::CompareSet { key, expected, desired }),
+                }
+            }
+            Self::Number(request, key, mut number) => match number.take(input) {
+                None => Step::More(Self::Number(request, key, number)),
+                Some(bytes) => Step::Done(request(key, i64::from_le_bytes(bytes))),
+            },
+            Self::KeyCount(request, mut count) => match count.take(input) {
+                None => Step::More(Self::KeyCount(request, count)),
                 Some(bytes) => {
-                    let keys = KeyList::new(u64::from_le_bytes(bytes), limits)?;
-                    Step::Next(Self::Keys(operation, keys))
+                    Step::Next(Self::Keys(request, BlobList::keys(u64::from_le_bytes(bytes), limits)?))
                 }
             },
-            Self::Keys(operation, mut list) => match list.take(input, limits)? {
-                None => Step::More(Self::Keys(operation, list)),
-                Some(keys) => Step::Done(operation.request(keys)),
+            Self::Keys(request, mut list) => match list.take(input)? {
+                None => Step::More(Self::Keys(request, list)),
+                Some(keys) => Step::Done(request(keys)),
+            },
+            Self::PairCount(mut count) => match count.take(input) {
+                None => Step::More(Self::PairCount(count)),
+                Some(bytes) => Step::Next(Self::Pairs(PairList::new(u64::from_le_bytes(bytes), limits)?)),
+            },
+            Self::Pairs(mut list) => match list.take(input, limits)? {
+                None => Step::More(Self::Pairs(list)),
+                Some(pairs) => Step::Done(Request::MultiSet { pairs }),
             },
         })
     }
 
     fn after_opcode(opcode: u8) -> Result<Step, ProtocolError> {
-        let key = |operation| Step::Next(Self::Key(operation, Blob::default()));
-        let keys = |operation| Step::Next(Self::KeyCount(operation, Number::default()));
+        let key = |after| Step::Next(Self::Key(after, Blob::default()));
+        let keys = |request| Step::Next(Self::KeyCount(request, Number::default()));
         Ok(match opcode {
             opcode::VALIDATE => Step::Next(Self::Magic(Number::default())),
             opcode::PING => Step::Next(Self::Nonce(Number::default())),
-            opcode::SET => key(KeyOperation::Set),
-            opcode::GET => key(KeyOperation::Get),
-            opcode::ADD => key(KeyOperation::Add),
-            opcode::DELETE_KEY => key(KeyOperation::Delete),
-            opcode::CHECK => keys(KeysOperation::Check),
-            opcode::WAIT => keys(KeysOperation::Wait),
+            opcode::SET => key(AfterKey::Value(|key, value| Request::Set { key, value })),
+            opcode::APPEND => key(AfterKey::Value(|key, value| Request::Append { key, value })),
+            opcode::QUEUE_PUSH => key(AfterKey::Value(|key, value| Request::QueuePush { key, value })),
+            opcode::COMPARE_SET => key(AfterKey::ExpectedAndDesired),
+            opcode::GET => key(AfterKey::Nothing(|key| Request::Get { key })),
+            opcode::DELETE_KEY => key(AfterKey::Nothing(|key| Request::DeleteKey { key })),
+            opcode::QUEUE_POP => key(AfterKey::Nothing(|key| Request::QueuePop { key })),
+            opcode::QUEUE_LEN => key(AfterKey::Nothing(|key| Request::QueueLen { key })),
+            opcode::ADD => key(AfterKey::Number(|key, delta| Request::Add { key, delta })),
+            opcode::BARRIER => key(AfterKey::Number(|key, world_size| Request::Barrier { key, world_size })),
+            opcode::CHECK => keys(|keys| Request::Check { keys }),
+            opcode::WAIT => keys(|keys| Request::Wait { keys }),
+            opcode::MULTI_GET => keys(|keys| Request::MultiGet { keys }),
+            opcode::MULTI_SET => Step::Next(Self::PairCount(Number::default())),
+            opcode::NUM_KEYS => Step::Done(Request::NumKeys),
+            opcode::LIST_KEYS => Step::Done(Request::ListKeys),
             opcode::CANCEL_WAIT => Step::Done(Request::CancelWait),
             unknown => return Err(ProtocolError::UnknownOpcode(unknown)),
         })
     }
 
-    fn after_key(operation: KeyOperation, key: Bytes) -> Step {
-        match operation {
-            KeyOperation::Set => Step::Next(Self::SetValue(key, Blob::default())),
-            KeyOperation::Add => Step::Next(Self::AddDelta(key, Number::default())),
-            KeyOperation::Get => Step::Done(Request::Get { key }),
-            KeyOperation::Delete => Step::Done(Request::DeleteKey { key }),
+    /// What is being filled, if its bytes go into a buffer of their own.
+    fn blob(&mut self) -> Option<&mut Blob> {
+        match self {
+            Self::Value(_, _, value) => Some(value),
+            Self::Expected(_, blob) | Self::Desired(_, _, blob) => Some(blob),
+            Self::Pairs(pairs) => Some(pairs.next()),
+            _ => None,
         }
     }
 }
 
-#[derive(Debug)]
-struct KeyList {
-    /// How many keys are still to come.
-    missing: usize,
-    keys: Vec<Bytes>,
-    /// Of all keys so far.
-    bytes: usize,
-    next: Blob,
-}
-
-impl KeyList {
-    fn new(count: u64, limits: &Limits) -> Result<Self, ProtocolError> {
-        let limit = limits.keys_per_request;
-        match usize::try_from(count) {
-            Ok(missing) if missing <= limit => {
-                Ok(Self { missing, keys: Vec::new(), bytes: 0, next: Blob::default() })
-            }
-            _ => Err(ProtocolError::TooManyKeys { count, limit }),
+impl AfterKey {
+    fn key(self, key: Bytes) -> Step {
+        match self {
+            Self::Nothing(request) => Step::Done(request(key)),
+            Self::Value(request) => Step::Next(Stage::Value(request, key, Blob::default())),
+            Self::Number(request) => Step::Next(Stage::Number(request, key, Number::default())),
+            Self::ExpectedAndDesired => Step::Next(Stage::Expected(key, Blob::default())),
         }
-    }
-
-    fn take(&mut self, input: &mut &[u8], limits: &Limits) -> Result<Option<Vec<Bytes>>, ProtocolError> {
-        while self.missing > 0 {
-            let Some(key) = self.next.take(input, "key", limits.key_bytes)? else { return Ok(None) };
-            self.bytes += key.len();
-            if self.bytes > limits.key_list_bytes {
-                let (length, limit) = (self.bytes as u64, limits.key_list_bytes);
-                return Err(ProtocolError::TooLong { what: "list of keys", length, limit });
-            }
-            self.keys.push(key);
-            self.missing -= 1;
-            self.next = Blob::default();
-        }
-        Ok(Some(std::mem::take(&mut self.keys)))
     }
 }

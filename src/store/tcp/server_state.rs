@@ -9,10 +9,23 @@
 //! - **GET of a missing key** closes the connection, as the classic server does, which is the one that
 //!   vLLM uses. libuv's answers with an empty value, which a client can't tell from a stored one; a
 //!   client that has waited for the key and lost it to a DELETE_KEY must not read that as data.
-//! - **A second WAIT while one is pending** closes the connection. PyTorch's servers overwrite the first
-//!   one's counter and answer one of the two; no client of theirs does it, and nobody could tell which
-//!   was answered.
-//! - **ADD** refuses a value that is not a plain decimal, and a sum that overflows.
+//!   MULTI_GET does the same if any of its keys is missing.
+//! - **A second WAIT or BARRIER while one is pending** closes the connection. PyTorch's servers overwrite
+//!   the first one's counter and answer one of the two; no client of theirs does it, and nobody could
+//!   tell which was answered.
+//! - **ADD** refuses a value that is not a plain decimal, and a sum that overflows; BARRIER likewise.
+//! - **COMPARE_SET** wakes who waits for the key if it stored something, and nobody if it did not.
+//!   (libuv's wakes always, so that a GET follows that finds nothing; the classic one never, so that a
+//!   key appears for which somebody waits on for ever.)
+//! - **MULTI_SET** stores everything or, where that is over a limit, nothing. (libuv's may store the
+//!   beginning of a request whose end never comes.)
+//! - **Queues** are libuv's; the classic server has none. Each has its key's name in a space of its own,
+//!   where DELETE_KEY, GETNUMKEYS and LIST_KEYS do not look, but WAIT and CHECK do while it has
+//!   something. One pushed value wakes all who wait for the queue; those who come too late find it
+//!   empty, and wait again.
+//! - **BARRIER** counts under its key, which thereby exists. Who is cancelled or leaves stays counted.
+//!   Whoever finds the world size reached frees all who are parked at the key, whatever size they gave.
+//! - **LIST_KEYS** lists in the order of the keys' bytes; PyTorch's servers in that of a hash table.
 //! - **A reply to a request comes before a wake-up** that the same request caused on its own connection.
 //!
 //! Everything refused closes the connection of the client that asked for it, since the protocol has no
@@ -23,7 +36,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::protocol::{MAGIC, Reply, Request};
-use crate::store::keyspace::{Keyspace, WaiterId, text};
+use crate::store::keyspace::{Keyspace, text};
+use crate::store::waits::{WaiterId, cost_of_all};
 use crate::store::{Limits, Refusal};
 
 /// One connection of one client.
@@ -43,12 +57,20 @@ pub enum Violation {
     /// VALIDATE once more.
     #[error("a second VALIDATE")]
     ValidatedTwice,
-    /// WAIT while another WAIT is pending.
-    #[error("a second WAIT while one is pending")]
+    /// WAIT or BARRIER while another one is pending.
+    #[error("a second WAIT or BARRIER while one is pending")]
     WaitsTwice,
-    /// GET of a key that is not there.
+    /// GET or MULTI_GET of a key that is not there.
     #[error("GET of key {0:?}, which is not there")]
     NoSuchKey(String),
+    /// The unfinished requests of all clients are over [`Limits::unfinished_bytes`] together.
+    #[error("all clients' unfinished requests would hold {bytes} bytes, over the limit of {limit}")]
+    TooMuchUnfinished {
+        /// What they would hold with this client's.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// The store does not take it.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -61,9 +83,18 @@ pub enum Violation {
 #[derive(Debug)]
 pub struct ServerState {
     keyspace: Keyspace,
-    clients: BTreeMap<ClientId, Stage>,
+    clients: BTreeMap<ClientId, Client>,
     next_client: u64,
+    /// Of requests that have not come whole, of all clients.
+    unfinished_bytes: usize,
     clients_limit: usize,
+    unfinished_bytes_limit: usize,
+}
+
+#[derive(Debug)]
+struct Client {
+    stage: Stage,
+    unfinished_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +111,9 @@ impl ServerState {
             keyspace: Keyspace::new(limits),
             clients: BTreeMap::new(),
             next_client: 0,
+            unfinished_bytes: 0,
             clients_limit: limits.clients,
+            unfinished_bytes_limit: limits.unfinished_bytes,
         }
     }
 
@@ -91,14 +124,16 @@ impl ServerState {
         }
         let client = ClientId(self.next_client);
         self.next_client += 1;
-        self.clients.insert(client, Stage::Connected);
+        self.clients.insert(client, Client { stage: Stage::Connected, unfinished_bytes: 0 });
         Some(client)
     }
 
     /// A connection has ended. Its pending WAIT is forgotten; what it stored stays.
     pub fn disconnect(&mut self, client: ClientId) {
         self.keyspace.cancel(client.0);
-        self.clients.remove(&client);
+        if let Some(client) = self.clients.remove(&client) {
+            self.unfinished_bytes -= client.unfinished_bytes;
+        }
     }
 
     /// How many clients are connected.
@@ -107,10 +142,56 @@ impl ServerState {
         self.clients.len()
     }
 
-    /// How many clients have a WAIT pending.
+    /// How many clients have a WAIT or BARRIER pending.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.keyspace.waiting()
+    }
+
+    /// How many keys have a value.
+    #[must_use]
+    pub fn keys(&self) -> usize {
+        self.keyspace.keys().len()
+    }
+
+    /// How many values all queues have together.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.keyspace.queued()
+    }
+
+    /// What the keys and values take, queued ones included, as [`Limits::stored_bytes`] counts it.
+    #[must_use]
+    pub fn stored_bytes(&self) -> usize {
+        self.keyspace.stored_bytes()
+    }
+
+    /// What the clients' requests take that have not come whole or wait, as
+    /// [`Limits::unfinished_bytes`] counts it.
+    #[must_use]
+    pub fn unfinished_bytes(&self) -> usize {
+        self.unfinished_bytes + self.keyspace.waiting_bytes()
+    }
+
+    /// The request that `client` has begun takes so much memory now, in place of what it took before.
+    /// A request that is [handled](Self::handle) takes none any more.
+    ///
+    /// # Errors
+    /// [`Violation::TooMuchUnfinished`] as for [`handle`](Self::handle).
+    pub fn hold(&mut self, client: ClientId, bytes: usize) -> Result<(), Violation> {
+        let held = &mut self.clients.get_mut(&client).ok_or(Violation::NotConnected)?.unfinished_bytes;
+        let others_bytes = self.unfinished_bytes - *held;
+        let all_bytes = others_bytes + self.keyspace.waiting_bytes() + bytes;
+        // What takes nothing, or less than it did, must not fail because others take much.
+        if bytes > *held && all_bytes > self.unfinished_bytes_limit {
+            return Err(Violation::TooMuchUnfinished {
+                bytes: all_bytes,
+                limit: self.unfinished_bytes_limit,
+            });
+        }
+        *held = bytes;
+        self.unfinished_bytes = others_bytes + bytes;
+        Ok(())
     }
 
     /// Handles the next request of `client` and appends to `replies` what goes to whom, in the order in
@@ -126,54 +207,89 @@ impl ServerState {
         replies: &mut Vec<(ClientId, Reply)>,
     ) -> Result<(), Violation> {
         self.admit(client, &request)?;
-        let mut satisfied = Vec::new();
-        let reply = match request {
-            Request::Validate { .. } => None,
-            Request::Ping { nonce } => Some(Reply::Pong(nonce)),
-            Request::Set { key, value } => {
-                satisfied = self.keyspace.set(key, value)?;
-                None
-            }
-            Request::Get { key } => Some(Reply::Value(self.value(&key)?)),
-            Request::Add { key, delta } => {
-                let (sum, woken) = self.keyspace.add(key, delta)?;
-                satisfied = woken;
-                Some(Reply::Number(sum))
-            }
-            Request::Check { keys } => {
-                Some(if self.keyspace.has_all(&keys) { Reply::Ready } else { Reply::NotReady })
-            }
-            Request::Wait { keys } => {
-                if self.keyspace.is_waiting(client.0) {
-                    return Err(Violation::WaitsTwice);
-                }
-                self.keyspace.wait(client.0, keys).then_some(Reply::StopWaiting)
-            }
-            Request::CancelWait => {
-                self.keyspace.cancel(client.0);
-                Some(Reply::WaitCanceled)
-            }
-            Request::DeleteKey { key } => Some(Reply::Number(self.keyspace.delete(&key).into())),
-        };
+        let (reply, satisfied) = self.carry_out(client, request)?;
         replies.extend(reply.map(|reply| (client, reply)));
         replies.extend(satisfied.into_iter().map(|waiter| (ClientId(waiter), Reply::StopWaiting)));
         Ok(())
     }
 
     fn admit(&mut self, client: ClientId, request: &Request) -> Result<(), Violation> {
-        let stage = self.clients.get_mut(&client).ok_or(Violation::NotConnected)?;
+        let stage = &mut self.clients.get_mut(&client).ok_or(Violation::NotConnected)?.stage;
         match (*stage, request) {
             (Stage::Connected, Request::Validate { magic: MAGIC }) => *stage = Stage::Validated,
             (Stage::Connected, Request::Validate { magic }) => return Err(Violation::WrongMagic(*magic)),
             (Stage::Connected, _) => return Err(Violation::NotValidated),
             (Stage::Validated, Request::Validate { .. }) => return Err(Violation::ValidatedTwice),
+            (Stage::Validated, Request::Wait { .. } | Request::Barrier { .. })
+                if self.keyspace.is_waiting(client.0) =>
+            {
+                return Err(Violation::WaitsTwice);
+            }
             (Stage::Validated, _) => {}
         }
-        Ok(())
+        // Those of a WAIT live on until it is answered.
+        let keys = if let Request::Wait { keys } = request { &keys[..] } else { &[] };
+        self.hold(client, cost_of_all(keys))?;
+        self.hold(client, 0)
+    }
+
+    /// What `client` gets for its request, and whose waits that has ended.
+    fn carry_out(
+        &mut self,
+        client: ClientId,
+        request: Request,
+    ) -> Result<(Option<Reply>, Vec<WaiterId>), Violation> {
+        let keyspace = &mut self.keyspace;
+        let nobody = Vec::new();
+        Ok(match request {
+            Request::Validate { .. } => (None, nobody),
+            Request::Ping { nonce } => (Some(Reply::Pong(nonce)), nobody),
+            Request::Set { key, value } => (None, keyspace.set(key, value)?),
+            Request::Append { key, value } => (None, keyspace.append(key, value)?),
+            Request::MultiSet { pairs } => (None, keyspace.multi_set(pairs.into_iter().collect())?),
+            Request::QueuePush { key, value } => (None, keyspace.push(key, value)?),
+            Request::Add { key, delta } => {
+                let (sum, satisfied) = keyspace.add(key, delta)?;
+                (Some(Reply::Number(sum)), satisfied)
+            }
+            Request::CompareSet { key, expected, desired } => {
+                let (value, satisfied) = keyspace.compare_set(key, expected, desired)?;
+                (Some(Reply::Value(value)), satisfied)
+            }
+            Request::Wait { keys } => (keyspace.wait(client.0, keys).then_some(Reply::StopWaiting), nobody),
+            Request::Barrier { key, world_size } => {
+                let (passed, satisfied) = keyspace.barrier(client.0, key, world_size)?;
+                (passed.then_some(Reply::StopWaiting), satisfied)
+            }
+            Request::CancelWait => {
+                keyspace.cancel(client.0);
+                (Some(Reply::WaitCanceled), nobody)
+            }
+            Request::DeleteKey { key } => (Some(Reply::Number(keyspace.delete(&key).into())), nobody),
+            Request::QueuePop { key } => (Some(popped(keyspace.pop(&key))), nobody),
+            Request::Get { key } => (Some(Reply::Value(self.value(&key)?)), nobody),
+            Request::MultiGet { keys } => {
+                let values: Result<_, Violation> = keys.iter().map(|key| self.value(key)).collect();
+                (Some(Reply::Values(values?)), nobody)
+            }
+            Request::Check { keys } => {
+                (Some(if keyspace.has_all(&keys) { Reply::Ready } else { Reply::NotReady }), nobody)
+            }
+            Request::NumKeys => (Some(Reply::Number(keyspace.keys().len() as i64)), nobody),
+            Request::ListKeys => (Some(Reply::Keys(keyspace.keys().cloned().collect())), nobody),
+            Request::QueueLen { key } => (Some(Reply::Number(keyspace.queue_len(&key) as i64)), nobody),
+        })
     }
 
     fn value(&self, key: &Bytes) -> Result<Bytes, Violation> {
         self.keyspace.get(key).cloned().ok_or_else(|| Violation::NoSuchKey(text(key)))
+    }
+}
+
+fn popped(first: Option<(usize, Bytes)>) -> Reply {
+    match first {
+        Some((length, value)) => Reply::Popped { length: length as u64, value },
+        None => Reply::QueueEmpty,
     }
 }
 

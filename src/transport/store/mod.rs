@@ -3,13 +3,16 @@
 //! Everything travels as values of the store: twice over the network, and through the memory of the
 //! server. It is slower than [`tcp`](super::tcp) by that, and made for hosts where a rank can't listen.
 //!
-//! An edge that both ends of kvpipe speak is acknowledged, resumes after an outage of the store, and
-//! has a heartbeat; see [`StoreConfig`].
+//! There are two wires. Between two ends of kvpipe, [`StoreTransport`] acknowledges, has a heartbeat, and
+//! goes on after an outage of the store. With an end that is vLLM's, [`VllmTransport`] speaks what that
+//! understands, and promises none of this.
 
 mod native;
+mod vllm;
 
 use std::time::Duration;
 
+pub use self::vllm::{VllmIncoming, VllmOutgoing, VllmTransport};
 use super::{Guarantees, Inbox, Incoming, Outbox, Outgoing, Ring, Transport};
 use crate::entropy::Entropy;
 use crate::error::{Error, Link, Result};

@@ -6,7 +6,7 @@ use super::opcode as op;
 use super::storage::{MAGIC, VERSION};
 use super::value::{Global, storage_class};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 use crate::wire::metadata::{Metadata, TensorMetadata};
 use crate::wire::object::{Object, UniqueId};
 
@@ -39,6 +39,15 @@ pub fn encode(object: &Object) -> Result<Bytes> {
     }
 }
 
+/// Refuses a tensor that [`encode_tensor`] refuses.
+///
+/// # Errors
+/// As there.
+pub fn check_tensor(tensor: &Tensor) -> Result<()> {
+    tensor.bytes()?;
+    class_of(tensor.dtype()).map(drop)
+}
+
 /// As [`encode`], in three parts of which the second is the tensor's payload, not copied.
 ///
 /// # Errors
@@ -47,12 +56,7 @@ pub fn encode(object: &Object) -> Result<Bytes> {
 /// `int64`, `uint8`, `bool`, `complex64` and `complex128` only.
 pub fn encode_tensor(tensor: &Tensor) -> Result<[Bytes; 3]> {
     let (dtype, payload) = (tensor.dtype(), tensor.bytes()?);
-    let class = storage_class(dtype).ok_or_else(|| {
-        Error::Misuse(format!(
-            "torch can't load a pickled tensor of {dtype}: send its bytes as a tensor of uint8, and the \
-             dtype some other way"
-        ))
-    })?;
+    let class = class_of(dtype)?;
     let dims = tensor.shape().dims();
     let count = tensor.shape().element_count();
     let header = storage_header(class, count);
@@ -77,6 +81,16 @@ pub fn encode_tensor(tensor: &Tensor) -> Result<[Bytes; 3]> {
     suffix.global(Global::OrderedDict);
     suffix.0.extend([op::EMPTY_TUPLE, op::REDUCE, op::TUPLE, op::REDUCE, op::STOP]);
     Ok([prefix.0.into(), payload.clone(), suffix.0.into()])
+}
+
+/// torch's name of the storage of such elements.
+fn class_of(dtype: DType) -> Result<&'static str> {
+    storage_class(dtype).ok_or_else(|| {
+        Error::Misuse(format!(
+            "torch can't load a pickled tensor of {dtype}: send its bytes as a tensor of uint8, and the \
+             dtype some other way"
+        ))
+    })
 }
 
 /// Everything of a storage's stream before its data.

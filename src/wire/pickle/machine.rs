@@ -264,9 +264,8 @@ impl<'a> Machine<'a> {
     }
 
     fn global(&self, module: &str, name: &str) -> Result<Value<'a>, DecodeError> {
-        let long = module.len().max(name.len()) > NAME_BYTES_MAX;
-        if long {
-            return Err(self.refused(format!("a name over the limit of {NAME_BYTES_MAX} bytes")));
+        if module.len().max(name.len()) > NAME_BYTES_MAX {
+            return Err(self.long_name());
         }
         let global = Global::named(module, name).filter(|global| global.kinds().overlap(self.kinds));
         let unknown = || self.refused(format!("the global {:?} is not allowed", format!("{module}.{name}")));
@@ -276,14 +275,9 @@ impl<'a> Machine<'a> {
     /// A line without its end.
     fn line(&mut self) -> Result<&'a str, DecodeError> {
         let rest = self.message.get(self.position..).unwrap_or_default();
-        // One more, so that what is too long is refused as that.
-        let near = rest.get(..NAME_BYTES_MAX + 2).unwrap_or(rest);
+        let near = rest.get(..=NAME_BYTES_MAX).unwrap_or(rest);
         let Some(length) = near.iter().position(|byte| *byte == b'\n') else {
-            return Err(if near.len() == rest.len() {
-                DecodeError::Truncated
-            } else {
-                self.refused(format!("a name over the limit of {NAME_BYTES_MAX} bytes"))
-            });
+            return Err(if near.len() > NAME_BYTES_MAX { self.long_name() } else { DecodeError::Truncated });
         };
         let line = self.take(length + 1)?;
         str::from_utf8(&line[..length]).map_err(|_| self.refused("not utf-8".into()))
@@ -330,6 +324,10 @@ impl<'a> Machine<'a> {
         let taken = rest.get(..count).ok_or(DecodeError::Truncated)?;
         self.position += count;
         Ok(taken)
+    }
+
+    fn long_name(&self) -> DecodeError {
+        self.refused(format!("a name over the limit of {NAME_BYTES_MAX} bytes"))
     }
 
     fn refused(&self, fault: String) -> DecodeError {

@@ -50,7 +50,7 @@ use super::object::{Object, UniqueId};
 use machine::Pickle;
 use value::{Global, Kinds, Owner, Span, Value};
 
-pub use encode::{encode, encode_tensor};
+pub use encode::{check_tensor, encode, encode_tensor};
 pub use tensor::PickledTensor;
 
 /// The most memory that decoding asks for beside texts and copies, whatever the message.

@@ -191,9 +191,8 @@ pub(super) fn rebuilt(
         return Err(malformed("a storage that is not loaded from bytes"));
     };
     let storage = storage::read(message, stream)?;
-    let dtype = match (storage.dtype, named) {
-        (Some(dtype), None) | (None, Some(dtype)) => dtype,
-        _ => return Err(malformed("a tensor and a storage that do not fit each other")),
+    let ((Some(dtype), None) | (None, Some(dtype))) = (storage.dtype, named) else {
+        return Err(malformed("a tensor and a storage of which not exactly one has a dtype"));
     };
     view(message, &storage, dtype, offset, pickle.members(size), pickle.members(stride), limits)
 }
@@ -226,14 +225,14 @@ fn view(
     // From the first byte of the first element to the last byte of the last one.
     let mut extent = item_bytes;
     for ((stride, value), dim) in strides.iter_mut().zip(stride).zip(metadata.shape().dims()) {
-        *stride = in_bytes(natural(*value, "stride")?)?;
+        *stride = in_bytes(natural(*value, "a stride")?)?;
         let reach = dim.saturating_sub(1).checked_mul(*stride).ok_or_else(outside)?;
         extent = extent.checked_add(reach).ok_or_else(outside)?;
     }
     if bytes == 0 {
         extent = 0;
     }
-    let start = in_bytes(natural(offset, "offset")?)?;
+    let start = in_bytes(natural(offset, "an offset")?)?;
     if start.checked_add(extent).is_none_or(|end| end > storage.data.len) {
         return Err(outside());
     }
@@ -247,7 +246,7 @@ pub(super) fn shape(sizes: &[Value<'_>]) -> Result<Shape, DecodeError> {
     let (count, limit) = (sizes.len(), MAX_DIMS);
     let dims = dims.get_mut(..count).ok_or(DecodeError::TooManyDimensions { count, limit })?;
     for (dim, size) in dims.iter_mut().zip(sizes) {
-        *dim = natural(*size, "size")?;
+        *dim = natural(*size, "a size")?;
     }
     Shape::new(dims).map_err(impossible)
 }
@@ -255,8 +254,8 @@ pub(super) fn shape(sizes: &[Value<'_>]) -> Result<Shape, DecodeError> {
 fn natural(value: Value<'_>, what: &str) -> Result<usize, DecodeError> {
     match value {
         Value::Int(number) => usize::try_from(number)
-            .map_err(|_| DecodeError::Malformed(format!("a {what} of {number} is below 0"))),
-        other => Err(DecodeError::Malformed(format!("a {what} that is {}, not a length", other.kind()))),
+            .map_err(|_| DecodeError::Malformed(format!("{what} of {number} is below 0"))),
+        other => Err(DecodeError::Malformed(format!("{what} that is {}, not a length", other.kind()))),
     }
 }
 
