@@ -84,7 +84,8 @@ Examples:
   kvpipe demo
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
-  kvpipe demo --kv-transfer-config '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
+  kvpipe demo --kv-transfer-config \\
+    '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
 What the numbers mean:
   Requests are moved one after the other. All ranks start one at the same
