@@ -9,4 +9,5 @@ mod defects;
 mod golden;
 mod suite;
 mod support;
+mod unused;
 mod vllm;

@@ -70,11 +70,7 @@ impl<S: Store> Patient<S> {
 
     /// Sets `key` if it is not there, and gives what it holds then. Repeated, it gives the same.
     pub(super) async fn claim(&self, key: &str, value: &Bytes) -> Result<Bytes> {
-        // TEMP until compare_set is merged
-        if !self.store.check(&[key], self.answer_within).await? {
-            self.store.set(key, value.clone(), self.answer_within).await?;
-        }
-        self.store.get(key, self.answer_within).await
+        self.persist(|| self.store.compare_set(key, Bytes::new(), value.clone(), self.answer_within)).await
     }
 
     pub(super) async fn delete(&self, key: &str) -> Result<bool> {

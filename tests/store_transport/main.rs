@@ -1,0 +1,13 @@
+//! The pipe over a store: outages, what stays in the store, who meets whom, and what a peer that breaks
+//! the protocol can do. What every transport must do is in the conformance suite.
+#![cfg(not(loom))]
+#![allow(missing_docs, reason = "a test binary")]
+
+mod bounds;
+mod hostile;
+mod meeting;
+mod outages;
+mod support;
+#[path = "../group/unused.rs"]
+mod unused;
+mod watched;
