@@ -84,7 +84,8 @@ Examples:
   kvpipe demo
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
-  kvpipe demo --kv-transfer-config '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
+  kvpipe demo --kv-transfer-config \\
+    '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
 What the numbers mean:
   Requests are moved one after the other. All ranks start one at the same
@@ -292,7 +293,7 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: HostPort,
 
-    /// Bytes of the largest value that is taken; both servers of PyTorch take 8MiB [default: 8MiB]
+    /// Bytes of the largest value that is taken; PyTorch's libuv server takes 8MiB [default: 1GiB]
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_value_bytes: Option<ByteSize>,
 
@@ -302,6 +303,9 @@ pub(crate) struct StoreArgs {
     pub(crate) max_clients: u64,
 
     /// Print what the store holds and has done every so many seconds, 10 if not said, and at the end
+    ///
+    /// "2 clients, 1 waiting": connections, and those of them with a WAIT or BARRIER pending. "refused":
+    /// connections closed for what their clients did, or because there were too many.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
     pub(crate) stats: Option<Seconds>,
 

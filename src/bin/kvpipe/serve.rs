@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use kvpipe::net::{Net, TokioNet};
 use kvpipe::store::Limits;
-use kvpipe::store::tcp::TcpStoreServer;
+use kvpipe::store::tcp::{ServerStats, TcpStoreServer};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use crate::args::StoreArgs;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::units::{ByteSize, Count, HostPort, Seconds};
+use crate::units::{ByteSize, Count, HostPort, Seconds, Size};
 
 /// Serves until a signal says to stop.
 pub(crate) async fn run(args: StoreArgs) -> Result<ExitCode, Failure> {
@@ -45,10 +45,12 @@ fn limits(args: &StoreArgs) -> Result<Limits, Failure> {
     let mut limits = Limits::default();
     limits.value_bytes = args.max_value_bytes.map_or(limits.value_bytes, |bytes| bytes.0);
     limits.clients = usize::try_from(args.max_clients).unwrap_or(usize::MAX);
-    if limits.value_bytes > limits.stored_bytes {
-        let (value, all) = (ByteSize(limits.value_bytes), ByteSize(limits.stored_bytes));
+    // A larger value would be declared, sent and then refused.
+    let all = limits.stored_bytes.min(limits.unfinished_bytes);
+    if limits.value_bytes > all {
+        let (value, all) = (ByteSize(limits.value_bytes), ByteSize(all));
         return Err(Failure::usage(format!(
-            "--max-value-bytes {value} is over the {all} of all values together"
+            "--max-value-bytes {value} is over the {all} of all requests together"
         )));
     }
     Ok(limits)
@@ -68,7 +70,7 @@ async fn show_stats(
 }
 
 fn show(server: &TcpStoreServer, output: &Output) -> Result<(), Failure> {
-    let stats = Stats { clients: server.clients(), waiting: server.waiting() };
+    let stats = Stats::from(server.stats());
     output.result(&stats, &Line { stats: &stats })
 }
 
@@ -104,17 +106,44 @@ struct Line<'a> {
     stats: &'a Stats,
 }
 
-/// What goes on in a store.
+/// What goes on in a store: [`ServerStats`] for people and machines.
 #[derive(Serialize)]
 struct Stats {
     clients: usize,
     waiting: usize,
+    keys: usize,
+    queued: usize,
+    stored_bytes: usize,
+    requests: u64,
+    refused: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+impl From<ServerStats> for Stats {
+    fn from(stats: ServerStats) -> Self {
+        Self {
+            clients: stats.clients,
+            waiting: stats.waiting,
+            keys: stats.keys,
+            queued: stats.queued,
+            stored_bytes: stats.stored_bytes,
+            requests: stats.requests,
+            refused: stats.refused,
+            bytes_in: stats.bytes_in,
+            bytes_out: stats.bytes_out,
+        }
+    }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { clients, waiting } = self;
-        write!(f, "{}, {waiting} waiting", Count(*clients as u64, "client"))
+        let Self { waiting, queued, refused, .. } = self;
+        let (clients, keys) = (Count(self.clients as u64, "client"), Count(self.keys as u64, "key"));
+        let (stored, requests) = (Size(self.stored_bytes as u64), Count(self.requests, "request"));
+        let (bytes_in, bytes_out) = (Size(self.bytes_in), Size(self.bytes_out));
+        write!(f, "{clients}, {waiting} waiting; {keys}, {queued} queued, {stored} stored; ")?;
+        write!(f, "{requests}, {refused} refused; {bytes_in} in, {bytes_out} out")
     }
 }
 
