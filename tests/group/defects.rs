@@ -13,7 +13,6 @@ use kvpipe::{Error, Result};
 use tokio::time::Instant;
 
 use crate::support::{LONG, SECOND, Watched, config, groups, on_every, pair, poll_once, text};
-use crate::unused::unused_operations;
 
 const NATIVE: WireMode = WireMode::Native;
 const BOTH: [WireMode; 2] = [NATIVE, WireMode::Vllm];
@@ -126,12 +125,6 @@ impl Store for Silent {
     async fn delete(&self, _: &str, _: Duration) -> Result<bool> {
         std::future::pending().await
     }
-
-    async fn compare_set(&self, key: &str, _: Bytes, _: Bytes, _: Duration) -> Result<Bytes> {
-        panic!("compare_set of {key:?}")
-    }
-
-    unused_operations!();
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,5 +15,4 @@ mod golden;
 mod suite;
 mod support;
 mod torch;
-mod unused;
 mod vllm;
