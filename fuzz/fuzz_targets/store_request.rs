@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | 0 | it sends raw bytes, in pieces of 1 + the upper four bits | a length byte, so many bytes |
 //! | 1 | it sends a request | opcode, key, length and a number byte, see [`request`] |
-//! | 2 | it connects | |
+//! | 2 | it connects; with upper bits of 0 it does not introduce itself | |
 //! | 3 | it leaves | |
 
 #![no_main]
@@ -51,6 +51,7 @@ fuzz_target!(|bytes: &[u8]| {
                 request.encode(&mut encoded);
                 clients[name].send(&mut pair, name, &encoded, usize::from(first >> 4) * 7 + 1);
             }
+            2 if first >> 4 == 0 => pair.step(Step::Stranger(name)),
             2 => pair.step(Step::Connect(name)),
             _ => pair.step(Step::Leave(name)),
         }
