@@ -1,5 +1,5 @@
 //! What must hold for every decoder of `kvpipe::wire`, whatever the bytes; the store's parsers, which
-//! keep what was cut off, have targets of their own shape.
+//! keep what was cut off, and pickles, which have several forms, have targets of their own shape.
 //!
 //! Run a target from the repository's root, and let it start from the hand-made messages in
 //! `fuzz/corpus`:
@@ -37,12 +37,20 @@ pub fn check<M>(
     }
 }
 
-/// What `work` returns, if it asked for no more memory than it may.
+/// What `work` returns, if it asked for no more memory than decoding may.
 ///
 /// # Panics
 /// If it asked for more.
 pub fn within_limit<T>(work: impl FnOnce() -> T) -> T {
+    within(LIMIT_BYTES, work)
+}
+
+/// What `work` returns, if it asked for no more memory than `limit_bytes`.
+///
+/// # Panics
+/// If it asked for more.
+pub fn within<T>(limit_bytes: usize, work: impl FnOnce() -> T) -> T {
     let (result, requested_bytes) = counting::allocated_by(work);
-    assert!(requested_bytes <= LIMIT_BYTES, "{requested_bytes} bytes allocated");
+    assert!(requested_bytes <= limit_bytes, "{requested_bytes} bytes allocated");
     result
 }

@@ -87,7 +87,7 @@ impl std::fmt::Debug for Driver {
 pub(super) fn outgoing(transport: impl Outgoing, config: &PipeConfig) -> (Sender, Direction) {
     let queue = ByteQueue::new(Limits { bytes: config.budget_bytes, items: config.max_items });
     let max_item_bytes = config.max_item_bytes;
-    let sender = Sender::new(Arc::clone(&queue), max_item_bytes, transport.link());
+    let sender = Sender::new(Arc::clone(&queue), max_item_bytes, transport.admission(), transport.link());
     let outbox = Outbox { queue: Arc::clone(&queue), max_item_bytes };
     let end = End { queue, result: None };
     let patience = config.close_timeout;

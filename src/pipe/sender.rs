@@ -23,9 +23,13 @@ pub struct Sender {
 struct SendSide {
     queue: Arc<ByteQueue<Item>>,
     max_item_bytes: usize,
+    admission: Admission,
     link: Link,
     blocked: BlockedTime,
 }
+
+/// See [`Outgoing::admission`](crate::transport::Outgoing::admission).
+type Admission = fn(&Item) -> Result<()>;
 
 impl Drop for SendSide {
     fn drop(&mut self) {
@@ -47,8 +51,14 @@ pub struct Undelivered {
 }
 
 impl Sender {
-    pub(super) fn new(queue: Arc<ByteQueue<Item>>, max_item_bytes: usize, link: Link) -> Self {
-        Self { side: Arc::new(SendSide { queue, max_item_bytes, link, blocked: BlockedTime::default() }) }
+    pub(super) fn new(
+        queue: Arc<ByteQueue<Item>>,
+        max_item_bytes: usize,
+        admission: Admission,
+        link: Link,
+    ) -> Self {
+        let blocked = BlockedTime::default();
+        Self { side: Arc::new(SendSide { queue, max_item_bytes, admission, link, blocked }) }
     }
 
     /// Waits for room in the budget and puts the item at the end of the stream. Gives its sequence
@@ -60,9 +70,10 @@ impl Sender {
     /// lost.
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Closed`] after a local close; else why the stream ended. The
-    /// item was not accepted.
+    /// [`Error::TooLarge`]; [`Error::Misuse`] for an item that the transport can't carry;
+    /// [`Error::Closed`] after a local close; else why the stream ended. The item was not accepted.
     pub async fn send(&self, item: Item) -> Result<u64> {
+        (self.side.admission)(&item)?;
         let permit = self.reserve(item_bytes(&item)).await?;
         permit.send(item)
     }
@@ -74,6 +85,7 @@ impl Sender {
     pub fn try_send(&self, item: Item) -> Result<u64> {
         let bytes = item_bytes(&item);
         check_item_bytes(bytes, self.side.max_item_bytes)?;
+        (self.side.admission)(&item)?;
         self.side.queue.try_reserve(bytes)?.fill(item)
     }
 
@@ -122,7 +134,7 @@ impl Sender {
             }
             decided => decided,
         };
-        Ok(SendPermit { permit: permit? })
+        Ok(SendPermit { permit: permit?, admission: self.side.admission })
     }
 
     /// Waits until everything accepted so far is delivered: in the peer pipe's inbox, and
@@ -197,6 +209,7 @@ impl Sender {
 #[must_use = "dropping a permit gives its room back"]
 pub struct SendPermit {
     permit: queue::Permit<Item>,
+    admission: Admission,
 }
 
 impl SendPermit {
@@ -204,9 +217,10 @@ impl SendPermit {
     /// does not need is given back.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if the item is larger than what was reserved; [`Error::Closed`] or the
-    /// failure if the stream has ended since. The item was not accepted.
+    /// [`Error::Misuse`] if the item is larger than what was reserved, or the transport can't carry it;
+    /// [`Error::Closed`] or the failure if the stream has ended since. The item was not accepted.
     pub fn send(mut self, item: Item) -> Result<u64> {
+        (self.admission)(&item)?;
         let bytes = item_bytes(&item);
         let reserved = self.permit.bytes();
         if bytes > reserved {

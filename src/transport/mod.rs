@@ -9,6 +9,8 @@
 //! |---|---|---|---|---|
 //! | [`memory`] | yes | yes | yes, of an end that is dropped | no |
 //! | [`tcp`] | yes | yes | yes, of a silent peer too | yes |
+//! | [`store`], native | yes | yes | yes, of a silent peer too | yes, after an outage of the store |
+//! | [`store`], vLLM's wire | no | no | no | no |
 //!
 //! # Writing one
 //!
@@ -31,7 +33,11 @@ mod ring;
 #[cfg(not(loom))]
 mod session;
 #[cfg(not(loom))]
+pub mod store;
+#[cfg(not(loom))]
 pub mod tcp;
+#[cfg(not(loom))]
+mod timing;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -45,6 +51,12 @@ use crate::tensor::{Item, Tensor};
 pub trait Outgoing: Send + 'static {
     /// Between whom, for errors.
     fn link(&self) -> Link;
+
+    /// Refuses what this wire can't carry, such as a dtype that its encoding does not have, before it
+    /// is accepted: the caller gets the error, and the pipe goes on.
+    fn admission(&self) -> fn(&Item) -> Result<()> {
+        |_item| Ok(())
+    }
 
     /// Moves items until `items` gives `None`, then tells the peer. Acknowledgements, heartbeats and
     /// reconnection live here, so a direction that never moves an item is still alive.

@@ -1,5 +1,7 @@
 //! Why bytes were refused.
 
+use std::io;
+
 use crate::error::{Error, Link};
 
 /// Why bytes are not a message.
@@ -123,6 +125,33 @@ pub enum DecodeError {
         found: char,
     },
 
+    /// An operation of a pickle that is not allowed, or not where it stands.
+    #[error("opcode {opcode:#04x} at offset {offset} of the pickle: {fault}")]
+    Pickle {
+        /// Where it is, in bytes from the beginning of the message.
+        offset: usize,
+        /// Its code.
+        opcode: u8,
+        /// What is wrong.
+        fault: String,
+    },
+
+    /// A tensor that takes more bytes, once it is contiguous, than the reader has for it.
+    #[error("a tensor of {bytes} bytes is over the limit of {limit} bytes")]
+    TensorTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+
+    /// There is no memory for the contiguous copy of a tensor within the limit.
+    #[error("no memory for a tensor of {bytes} bytes")]
+    OutOfMemory {
+        /// Its length.
+        bytes: usize,
+    },
+
     /// Anything else that the codec refuses.
     #[error("malformed: {0}")]
     Malformed(String),
@@ -130,11 +159,14 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// The public error for a message that came over `link`: a version that differs is nobody's
-    /// fault, everything else is the peer's.
+    /// fault, a lack of memory this machine's, everything else is the peer's.
     #[must_use]
     pub fn into_error(self, link: Link) -> Error {
         match self {
             Self::Version { .. } => Error::PeerIncompatible { link, mismatch: self.to_string() },
+            Self::OutOfMemory { .. } => {
+                Error::io(format!("{link}: {self}"), io::ErrorKind::OutOfMemory.into())
+            }
             _ => Error::PeerMisbehaved { link, violation: self.to_string() },
         }
     }

@@ -7,6 +7,7 @@
 //! | [`handshake`] | the four messages before the first frame | the tcp transport |
 //! | [`auth`] | the shared secret, and the proof of knowing it | the tcp transport |
 //! | [`object`] | what ranks of a group send one another | native groups |
+//! | [`pickle`] | the same, as Python's pickles | groups and stores that vLLM is in |
 //! | [`text`] | the two kinds of text that messages carry | both |
 //!
 //! # Encoding
@@ -20,7 +21,8 @@
 //!
 //! What is decoded may come from anybody. Decoding never panics, refuses input of more than 4,096
 //! bytes, never allocates more than that, and accepts one form only: whatever decodes, encodes to the
-//! same bytes again. Everything else is a [`DecodeError`] that names the fault.
+//! same bytes again. Everything else is a [`DecodeError`] that names the fault. Only [`pickle`], a
+//! foreign format with several writers, has bounds of its own, and accepts what each of them writes.
 
 pub mod auth;
 mod codec;
@@ -29,8 +31,20 @@ pub mod frame;
 pub mod handshake;
 pub mod metadata;
 pub mod object;
+pub mod pickle;
 pub mod text;
 
 pub use error::DecodeError;
 pub use metadata::Metadata;
 pub use object::{Object, UniqueId};
+
+/// Whose keys and values a group and its pipes use. All ranks of a group must use the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireMode {
+    /// kvpipe's own.
+    #[default]
+    Native,
+    /// Those of vLLM, from 0.9 on, for peers that have never heard of kvpipe. Its pipes end with 0.12.
+    Vllm,
+}

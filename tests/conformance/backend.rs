@@ -1,11 +1,16 @@
 //! The transports that run the suite.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
 use kvpipe::net::TokioNet;
-use kvpipe::store::MemoryStore;
+use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
+use kvpipe::store::{Limits, MemoryStore};
+use kvpipe::tensor::BufferPool;
 use kvpipe::transport::memory::{self, MemoryTransport, Script};
+use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing, StoreTransport, VllmTransport};
 use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTransport};
 use kvpipe::transport::{Ring, Transport};
 
@@ -144,5 +149,146 @@ impl Backend for Tcp {
     fn impatient(mut self) -> Option<Self> {
         self.config.heartbeat = HEARTBEAT;
         Some(self)
+    }
+}
+
+/// Two ends that share nothing but a store in their process.
+pub(crate) struct OverStore {
+    config: StoreConfig,
+}
+
+/// Each test of a peer's death waits for it, and none is about an outage of the store.
+fn store_config() -> StoreConfig {
+    StoreConfig { heartbeat: HEARTBEAT, reconnect_timeout: RECONNECT, ..StoreConfig::default() }
+}
+
+impl OverStore {
+    pub(crate) fn new() -> Self {
+        Self { config: store_config() }
+    }
+}
+
+impl Backend for OverStore {
+    type Transport = StoreTransport<MemoryStore>;
+    type Wire = ();
+
+    async fn pair(&self) -> (Self::Transport, Self::Transport) {
+        let store = MemoryStore::new();
+        let end = |rank| StoreTransport::new(store.clone(), Ring::new(rank, 2).unwrap(), self.config.clone());
+        (end(0), end(1))
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        let store = MemoryStore::new();
+        edge_over(store.clone(), store, &self.config)
+    }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
+        None
+    }
+
+    fn impatient(self) -> Option<Self> {
+        Some(self)
+    }
+}
+
+fn edge_over<S: kvpipe::store::Store + Clone>(
+    store: S,
+    receivers: S,
+    config: &StoreConfig,
+) -> (StoreOutgoing<S>, StoreIncoming<S>) {
+    let ring = |rank| Ring::new(rank, 2).unwrap();
+    (
+        StoreOutgoing::new(store, ring(0), config.clone()),
+        StoreIncoming::new(receivers, ring(1), config.clone()),
+    )
+}
+
+/// Two ends that share a server of TCPStore's protocol, each with connections of its own. The server
+/// lives as long as the backend.
+pub(crate) struct OverTcpStore {
+    config: StoreConfig,
+    servers: std::sync::Mutex<Vec<TcpStoreServer>>,
+}
+
+impl OverTcpStore {
+    pub(crate) fn new() -> Self {
+        Self { config: store_config(), servers: std::sync::Mutex::default() }
+    }
+
+    async fn serve(&self) -> SocketAddr {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        let server = TcpStoreServer::bind(&TokioNet, address, Limits::default()).await.unwrap();
+        let address = server.local_addr();
+        self.servers.lock().unwrap().push(server);
+        address
+    }
+}
+
+async fn connect(address: SocketAddr) -> TcpStore<TokioNet> {
+    let (host, port) = (address.ip().to_string(), address.port());
+    TcpStore::connect(TokioNet, &host, port, ConnectOptions::default()).await.unwrap()
+}
+
+impl Backend for OverTcpStore {
+    type Transport = StoreTransport<TcpStore<TokioNet>>;
+    type Wire = Proxy;
+
+    async fn pair(&self) -> (Self::Transport, Self::Transport) {
+        let address = self.serve().await;
+        let end = async |rank| {
+            let ring = Ring::new(rank, 2).unwrap();
+            StoreTransport::new(connect(address).await, ring, self.config.clone())
+        };
+        (end(0).await, end(1).await)
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        let address = self.serve().await;
+        edge_over(connect(address).await, connect(address).await, &self.config)
+    }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Proxy)> {
+        let proxy = Proxy::to(self.serve().await).await;
+        let address = proxy.address();
+        let (outgoing, incoming) = edge_over(connect(address).await, connect(address).await, &self.config);
+        proxy.breaks_connections_after(400);
+        Some((outgoing, incoming, proxy))
+    }
+
+    fn impatient(self) -> Option<Self> {
+        Some(self)
+    }
+}
+
+/// Two ends that talk as vLLM does, through a store in their process.
+pub(crate) struct OverVllm;
+
+impl Backend for OverVllm {
+    type Transport = VllmTransport<MemoryStore>;
+    type Wire = ();
+
+    async fn pair(&self) -> (Self::Transport, Self::Transport) {
+        let store = MemoryStore::new();
+        let end = async |rank| {
+            let mut config = GroupConfig::default();
+            config.wire = WireMode::Vllm;
+            let group = StatelessProcessGroup::new(store.clone(), rank, 2, config).unwrap();
+            VllmTransport::meet(Arc::new(group), BufferPool::new(64 << 20)).await.unwrap()
+        };
+        tokio::join!(end(0), end(1))
+    }
+
+    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
+        let (left, right) = self.pair().await;
+        (left.split().0, right.split().1)
+    }
+
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
+        None
+    }
+
+    fn impatient(self) -> Option<Self> {
+        None
     }
 }

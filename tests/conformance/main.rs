@@ -15,6 +15,7 @@ mod faults;
 mod flow;
 mod items;
 mod patience;
+mod plain;
 #[path = "../tcp/proxy.rs"]
 #[allow(dead_code, reason = "shared with the tests of tcp")]
 mod proxy;
@@ -45,9 +46,23 @@ macro_rules! conformance {
         mod $name {
             group!(
                 $backend,
-                items,
+                plain,
                 run,
                 |_| true,
+                [
+                    a_known_number_of_items_arrives_in_order_with_nones_in_their_places,
+                    large_and_small_payloads_arrive_whole,
+                    whatever_dtype_and_shape_is_accepted_survives,
+                    both_directions_carry_a_known_number_of_items_at_once,
+                    two_ends_that_both_receive_first_still_get_what_is_sent_then,
+                    a_close_returns_once_everything_is_out_of_our_hands,
+                ]
+            );
+            group!(
+                $backend,
+                items,
+                run,
+                |wire| wire.close_visible,
                 [
                     items_arrive_in_order_with_their_contents,
                     none_keeps_its_place_between_tensors,
@@ -83,7 +98,7 @@ macro_rules! conformance {
                 $backend,
                 concurrency,
                 run,
-                |_| true,
+                |wire| wire.close_visible,
                 [
                     both_directions_flow_at_once,
                     a_blocked_direction_does_not_hold_up_the_other,
@@ -150,7 +165,7 @@ macro_rules! conformance {
                 $backend,
                 threads,
                 run_without_runtime,
-                |_| true,
+                |wire| wire.close_visible,
                 [
                     plain_threads_send_receive_and_close_without_a_runtime,
                     many_threads_send_and_receive_on_one_pipe,
@@ -176,3 +191,6 @@ conformance!(tcp_v4, crate::backend::Tcp::v4());
 conformance!(tcp_v6, crate::backend::Tcp::v6());
 conformance!(tcp_with_a_secret, crate::backend::Tcp::with_a_secret());
 conformance!(tcp_with_a_checksum, crate::backend::Tcp::with_a_checksum());
+conformance!(store_in_memory, crate::backend::OverStore::new());
+conformance!(store_over_tcp, crate::backend::OverTcpStore::new());
+conformance!(store_as_vllm, crate::backend::OverVllm);

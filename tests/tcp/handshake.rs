@@ -54,7 +54,7 @@ async fn both_refuse(
     }
 }
 
-/// The connector fails at once, the listener takes it for a stranger and says so when its time is up.
+/// The connector fails at once, the receiver takes it for a stranger and says so when its time is up.
 async fn only_the_connector_ends(
     at_sender: (TcpConfig, PipeConfig),
     at_receiver: (TcpConfig, PipeConfig),
@@ -100,7 +100,7 @@ async fn a_world_size_that_differs_is_refused_by_both() {
     driver.spawn().unwrap();
     for error in [larger.close().await.unwrap_err(), receiver.recv().await.unwrap_err()] {
         assert!(matches!(error, Error::PeerIncompatible { .. }), "{error}");
-        assert!(error.to_string().contains("the connector has 3, the listener 2"), "{error}");
+        assert!(error.to_string().contains("the sender has 3, the receiver 2"), "{error}");
     }
 }
 
@@ -133,7 +133,7 @@ async fn a_stranger_from_another_group_is_refused_and_the_peer_still_gets_in() {
     let misled = MemoryStore::new();
     misled.set("kvpipe/b/1/address", address.to_string().into(), PATIENCE).await.unwrap();
     let error = sender(&misled, group("b"), limits()).close().await.unwrap_err();
-    assert!(error.to_string().contains(r#"the connector has "b", the listener "a""#), "{error}");
+    assert!(error.to_string().contains(r#"the sender has "b", the receiver "a""#), "{error}");
     transfers(&sender(&store, group("a"), limits()), &receiver, &[item(3, 1)]).await;
 }
 
@@ -152,7 +152,7 @@ async fn a_sender_of_the_wrong_rank_is_refused_and_the_peer_still_gets_in() {
     let (wrong, driver) = Pipe::send_only(wrong, limits());
     driver.spawn().unwrap();
     let error = wrong.close().await.unwrap_err();
-    assert!(error.to_string().contains("the connector has 1 to 2, the listener 0 to 1"), "{error}");
+    assert!(error.to_string().contains("the sender has 1 to 2, the receiver 0 to 1"), "{error}");
     transfers(&sender(&store, config(), limits()), &receiver, &[item(3, 1)]).await;
 }
 

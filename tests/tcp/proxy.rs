@@ -46,8 +46,9 @@ pub(crate) enum End {
     Close,
 }
 
-/// A proxy whose address has taken the place of the receiver's in the store.
+/// A proxy before a listener.
 pub(crate) struct Proxy {
+    address: SocketAddr,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
@@ -70,9 +71,16 @@ struct Shared {
 impl Proxy {
     /// A proxy before `target`, which has published its address as rank 1 of the unnamed group.
     pub(crate) async fn before(target: SocketAddr, store: &MemoryStore) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+        let proxy = Self::to(target).await;
+        let address = proxy.address.to_string();
         store.set("kvpipe//1/address", address.into(), Duration::from_secs(60)).await.unwrap();
+        proxy
+    }
+
+    /// A proxy before `target`.
+    pub(crate) async fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             target,
             flows: watch::Sender::new([Flow::Pass; 2]),
@@ -85,7 +93,13 @@ impl Proxy {
             flipped_byte: AtomicU64::new(u64::MAX),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self { shared, accepting }
+        Self { address, shared, accepting }
+    }
+
+    /// Where the proxy listens.
+    #[allow(dead_code, reason = "for those that share this file")]
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// From now on, on every connection.

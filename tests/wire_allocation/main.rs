@@ -4,10 +4,13 @@
 #[allow(unsafe_code, reason = "an allocator can't be written without; it never leaves this test")]
 mod counting;
 
+use bytes::Bytes;
 use kvpipe::tensor::{DType, Shape};
 use kvpipe::wire::frame::{Frame, MAX_FRAME_BYTES, Reply};
 use kvpipe::wire::handshake::{Answer, Hello, Verdict};
 use kvpipe::wire::metadata::{Metadata, TensorMetadata};
+use kvpipe::wire::pickle::{self, WORKING_BYTES_MAX};
+use kvpipe::wire::{DecodeError, Object};
 
 use counting::allocated_by;
 
@@ -72,4 +75,132 @@ fn input_over_the_limit_is_refused_without_a_copy() {
     let (decoded, requested) = allocated_by(|| Metadata::decode(&[0; 1 << 20]));
     assert!(decoded.is_err());
     assert_eq!(requested, 0);
+}
+
+/// Checks that decoding asks for no more than is promised: working memory, a text, or the copy of a
+/// tensor that is not contiguous.
+#[track_caller]
+fn decode_pickle(message: &Bytes, limits: &pickle::Limits) -> Result<Object, DecodeError> {
+    let (decoded, requested) = allocated_by(|| pickle::decode(message, limits));
+    let value_bytes = match &decoded {
+        Ok(Object::Text(text)) => text.len(),
+        Ok(Object::Tensor(tensor)) => tensor.byte_len(),
+        _ => 0,
+    };
+    let promised = WORKING_BYTES_MAX + value_bytes;
+    assert!(requested <= promised, "{requested} bytes, {promised} were promised");
+    decoded
+}
+
+/// The pickles that `tests/pickle` explains.
+fn recorded_pickles() -> Vec<Bytes> {
+    fn texts(value: &serde_json::Value) -> Vec<&str> {
+        match value {
+            serde_json::Value::String(text) => vec![text],
+            serde_json::Value::Array(values) => values.iter().flat_map(texts).collect(),
+            serde_json::Value::Object(values) => values.values().flat_map(texts).collect(),
+            _ => Vec::new(),
+        }
+    }
+    let recorded = serde_json::from_str(include_str!("../pickle/golden.json")).unwrap();
+    let pickles = texts(&recorded).into_iter().filter(|text| text.starts_with("800"));
+    pickles.map(|text| hex::decode(text).unwrap().into()).collect()
+}
+
+#[test]
+fn no_recorded_pickle_cut_or_altered_takes_more_memory_than_is_promised() {
+    let mut limits = pickle::Limits::default();
+    limits.tensor_bytes = 4096;
+    let recorded = recorded_pickles();
+    assert_eq!(recorded.len(), 4 + 4 + 46 + 13 + 4 + 20);
+    for pickle in recorded {
+        let mut altered = pickle.to_vec();
+        for position in 0..pickle.len() {
+            let _ = decode_pickle(&pickle.slice(..position), &limits);
+            // What makes the most of a length, a size or an opcode.
+            for byte in [0x00, 0x7f, 0x80, 0xff, pickle[position] ^ 1, pickle[position].wrapping_add(1)] {
+                altered[position] = byte;
+                let _ = decode_pickle(&Bytes::copy_from_slice(&altered), &limits);
+            }
+            altered[position] = pickle[position];
+        }
+    }
+}
+
+#[test]
+fn a_payload_is_not_copied() {
+    let tensor = kvpipe::tensor::Tensor::from_slice([1 << 18], &vec![1.0_f32; 1 << 18]).unwrap();
+    let message = pickle::encode(&Object::Tensor(tensor.clone())).unwrap();
+    let limits = pickle::Limits::default();
+    let (decoded, requested) = allocated_by(|| pickle::decode(&message, &limits));
+    assert_eq!(decoded, Ok(Object::Tensor(tensor.clone())));
+    assert!(requested <= WORKING_BYTES_MAX, "{requested} bytes");
+    let (parts, requested) = allocated_by(|| pickle::encode_tensor(&tensor));
+    assert_eq!(parts.unwrap()[1].as_ptr(), tensor.bytes().unwrap().as_ptr());
+    assert!(requested <= 4096, "{requested} bytes");
+}
+
+/// Each flood fills another of the machine's lists as far as it goes; the last ones fill several.
+#[test]
+fn the_working_memory_is_bounded_whatever_the_operations() {
+    for flood in [
+        &b"N"[..],
+        b"(",
+        b"}",
+        b"\x94",
+        b"N\x94",
+        b"NN\x86",
+        b"NNN\x87\x94",
+        b"}NNs",
+        b"}\x94NNs\x85\x94",
+        b"X\x00\x00\x00\x00\x94\x85\x94",
+    ] {
+        let message = [b"\x80\x04N", &flood.repeat(1000)[..]].concat();
+        assert!(decode_pickle(&message.into(), &pickle::Limits::default()).is_err());
+    }
+}
+
+/// The memo is the one list that a pickle can fill and still be accepted; a tensor has six pickles.
+#[test]
+fn the_working_memory_of_a_tensor_is_bounded_though_all_its_pickles_are_padded() {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../pickle/golden.json")).unwrap();
+    let recorded = &golden["tensors"]["arange6_2x3_float32"]["pickle"];
+    let recorded = hex::decode(recorded.as_str().unwrap()).unwrap();
+    let stream = recorded.windows(4).position(|four| four == b"\x80\x02\x8a\x0a").unwrap();
+
+    // Where each of the five ends (section 3.4 of the reference), and how many memo entries it has.
+    let mut padded = Vec::new();
+    let mut start = 0;
+    for (end, memo) in [(15, 0), (21, 0), (137, 8), (215, 5), (243, 2)] {
+        padded.extend_from_slice(&recorded[stream + start..stream + end - 1]);
+        padded.extend((memo..95).flat_map(|index| [b'q', index]));
+        padded.push(b'.');
+        start = end;
+    }
+    let end = stream + 243 + 8 + 24;
+    padded.extend_from_slice(&recorded[stream + start..end]);
+
+    let frame = 2 + 9;
+    let before = &recorded[frame..stream - 4];
+    let body = &recorded[end..recorded.len() - 1];
+    let flood = b"\x94".repeat(128 - 50);
+    let length = (padded.len() as u32).to_le_bytes();
+    let message = [b"\x80\x04", before, &length, &padded, body, &flood, b"."].concat();
+    let message = Bytes::from(message);
+    let (decoded, requested) = allocated_by(|| pickle::decode(&message, &pickle::Limits::default()));
+    assert!(matches!(decoded, Ok(Object::Tensor(_))), "{decoded:?}");
+    assert!((WORKING_BYTES_MAX / 4..=WORKING_BYTES_MAX).contains(&requested), "{requested} bytes");
+}
+
+#[test]
+fn a_claimed_length_in_a_pickle_is_not_allocated() {
+    for claimed in [1024, 1 << 31, 1 << 62, u64::MAX] {
+        for code in [&b"\x95"[..], b"\x8e", b"X", b"B"] {
+            let message = [b"\x80\x04", code, &u64::to_le_bytes(claimed), b"NNNN"].concat();
+            let (decoded, requested) =
+                allocated_by(|| pickle::decode(&message.into(), &pickle::Limits::default()));
+            assert!(decoded.is_err());
+            assert!(requested < 500, "{requested} bytes for a claim of {claimed}");
+        }
+    }
 }

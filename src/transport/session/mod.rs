@@ -49,12 +49,14 @@
 //! the one before. So nothing that was sent earlier can arrive after that word, and whatever is at or
 //! above it can be sent again, and is not in doubt any more. Until that word, it is.
 
+mod agreement;
 #[cfg(test)]
 mod model;
 mod receive;
 mod send;
 mod silence;
 
+pub(crate) use self::agreement::{Objection, difference, rank_on_wire, strangeness};
 pub(crate) use self::receive::{Admission, Arrival, Claim, ReceiveSession};
 pub(crate) use self::send::{Heard, Reunion, SendSession};
 pub(crate) use self::silence::{Silence, TICKS};

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::handshake::{Agreed, Failure, Party};
-use super::{TcpConfig, address_key, after};
+use super::{TcpConfig, address_key};
 use crate::error::{Error, Link, Result};
 use crate::net::Net;
 use crate::store::Store;
 use crate::transport::Ring;
+use crate::transport::timing::{Backoff, after};
 use crate::wire::handshake::SessionId;
 
 /// The connector of an edge: from a rank to the next one in its ring.
@@ -54,7 +55,7 @@ impl<N: Net, S: Store> Dialer<N, S> {
         let limit = self.config.connect_timeout;
         let deadline = after(limit);
         let key = address_key(&self.config.group, self.ring.next());
-        let mut backoff = Backoff::up_to(PAUSE_MAX);
+        let mut backoff = Backoff::patient();
         loop {
             // Looked up again each time: what was found may be left over from an earlier run.
             let address = self.look_up(&key, deadline).await?;
@@ -169,34 +170,3 @@ impl<N: Net, S: Store> Dialer<N, S> {
 
 /// A host that drops packets must not use up all the time there is for retries.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// Pauses between attempts: doubling, with jitter.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    pause: Duration,
-    pause_max: Duration,
-}
-
-impl Backoff {
-    const PAUSE_MIN: Duration = Duration::from_millis(10);
-
-    fn up_to(pause_max: Duration) -> Self {
-        Self { pause: Self::PAUSE_MIN, pause_max }
-    }
-
-    /// For a connection that broke: the first attempt comes at once, and there are several in
-    /// `limit`.
-    pub(super) fn at_once(limit: Duration) -> Self {
-        Self { pause: Duration::ZERO, pause_max: PAUSE_MAX.min(limit / 8) }
-    }
-
-    fn next(&mut self, random: u64) -> Duration {
-        let pause = self.pause;
-        self.pause = (pause * 2).clamp(Self::PAUSE_MIN.min(self.pause_max), self.pause_max);
-        // Half of it, and a random part of the other half.
-        pause / 2 + pause.mul_f64(random as f64 / u64::MAX as f64) / 2
-    }
-}

@@ -13,7 +13,6 @@
 //! whoever knows the session. A connector chose whom to call: any refusal ends its meeting, but that
 //! of a listener which still serves another session.
 
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -25,7 +24,7 @@ use crate::entropy::Entropy;
 use crate::error::{Error, Link, Result};
 use crate::net::Stream;
 use crate::transport::Ring;
-use crate::transport::session::Claim;
+use crate::transport::session::{Claim, Objection, difference, rank_on_wire, strangeness};
 use crate::wire::DecodeError;
 use crate::wire::auth::{PROOF_BYTES, Role, Secret, proof, verify_proof};
 use crate::wire::frame::{PREFIX_BYTES, frame_in};
@@ -275,50 +274,6 @@ impl<S: Stream> Candidate<S> {
     }
 }
 
-/// A reason to refuse, and both values.
-pub(super) type Objection = Option<(RefusalReason, String)>;
-
-/// What shows that two ends do not belong to the same edge.
-fn strangeness(connector: &Endpoint, listener: &Endpoint) -> Objection {
-    let edge = |endpoint: &Endpoint| format!("{} to {}", endpoint.from_rank, endpoint.to_rank);
-    let group = |endpoint: &Endpoint| format!("{:?}", endpoint.group.as_str());
-    let secret = |endpoint: &Endpoint| if endpoint.authenticated { "one" } else { "none" };
-    let (a, b) = (connector, listener);
-    if a.group != b.group {
-        return Some((RefusalReason::Group, differ("groups differ", group(a), group(b))));
-    }
-    if (a.from_rank, a.to_rank) != (b.from_rank, b.to_rank) {
-        return Some((RefusalReason::Rank, differ("ranks differ", edge(a), edge(b))));
-    }
-    if a.authenticated != b.authenticated {
-        return Some((RefusalReason::Secret, differ("only one end has a secret", secret(a), secret(b))));
-    }
-    None
-}
-
-/// How the two ends of an edge are set up differently. Only judged after the proofs, so that it ends
-/// the meeting for both, and no stranger can make it do so.
-fn difference(connector: &Endpoint, listener: &Endpoint) -> Objection {
-    let (a, b) = (connector, listener);
-    if a.world_size != b.world_size {
-        let text = differ("world sizes differ", a.world_size, b.world_size);
-        return Some((RefusalReason::WorldSize, text));
-    }
-    if a.max_item_bytes != b.max_item_bytes {
-        let text = differ("item limits (max_item_bytes) differ", a.max_item_bytes, b.max_item_bytes);
-        return Some((RefusalReason::ItemLimit, text));
-    }
-    if a.checksum != b.checksum {
-        let text = differ("checksum settings differ", a.checksum, b.checksum);
-        return Some((RefusalReason::Checksum, text));
-    }
-    None
-}
-
-fn differ(what: &str, connector: impl Display, listener: impl Display) -> String {
-    format!("{what}: the connector has {connector}, the listener {listener}")
-}
-
 /// A message that did not arrive as one.
 enum Unread {
     Lost(String),
@@ -389,9 +344,4 @@ async fn send_verdict(
 
 fn lost(error: std::io::Error) -> Failure {
     Failure::Stranger(format!("{error} during the handshake"))
-}
-
-/// [`Ring`] holds no rank that does not fit.
-fn rank_on_wire(rank: usize) -> u32 {
-    u32::try_from(rank).unwrap_or(u32::MAX)
 }

@@ -7,14 +7,15 @@ use std::task::Poll;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Interval, timeout};
 
+use super::Stop;
 use super::connection::{FrameReader, FrameWriter};
 use super::handshake::Agreed;
 use super::incoming::Edge;
-use super::{GOODBYE, Stop, listening, silent_for, speaking};
 use crate::error::{Error, Link, Result};
 use crate::net::Stream;
 use crate::tensor::Tensor;
 use crate::transport::session::{Arrival, Silence, Violation};
+use crate::transport::timing::{GOODBYE, listening, silent_for, speaking};
 use crate::transport::{Permit, check_item_bytes};
 use crate::wire::frame::{Frame, Reply};
 use crate::wire::metadata::{Metadata, TensorMetadata};

@@ -67,9 +67,7 @@ use std::time::Duration;
 
 pub use self::incoming::TcpIncoming;
 pub use self::outgoing::TcpOutgoing;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
-
-use super::{Guarantees, Ring, Transport, session};
+use super::{Guarantees, Ring, Transport};
 use crate::entropy::Entropy;
 use crate::error::{Error, Result};
 use crate::net::{Net, SocketOptions};
@@ -192,39 +190,6 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Self::Ended(error)
     }
-}
-
-/// How long an end that gave up waits for the other to notice.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Ticks at which we listen for a peer whose silence we bear for `limit`.
-fn listening(limit: Duration) -> Interval {
-    ticker(limit / session::TICKS)
-}
-
-/// Ticks at which we speak to a peer that bears our silence for `limit`, which it chose: not more
-/// often than a hundred times a second.
-fn speaking(limit: Duration) -> Interval {
-    ticker((limit / session::TICKS).max(Duration::from_millis(10)))
-}
-
-/// The first tick comes after a period, and after a delay the next one does, too.
-fn ticker(period: Duration) -> Interval {
-    // An interval of zero would panic.
-    let period = period.max(Duration::from_millis(1));
-    let mut ticker = interval_at(after(period), period);
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticker
-}
-
-/// The end of a wait; a wait beyond all measure ends in thirty years.
-fn after(limit: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    Instant::now() + limit.min(FAR)
-}
-
-fn silent_for(heartbeat: Duration) -> String {
-    format!("it was silent for {} s", heartbeat.as_secs_f64())
 }
 
 /// Where a rank publishes the address at which it receives.

@@ -9,15 +9,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::connection::{FrameReader, FrameWriter};
-use super::dial::{Backoff, Dialer, NotResumed};
+use super::dial::{Dialer, NotResumed};
 use super::handshake::Agreed;
-use super::{GOODBYE, Stop, TcpConfig, listening, silent_for, speaking, ticker};
+use super::{Stop, TcpConfig};
 use crate::error::{Error, Link, Result};
 use crate::net::{Net, Stream};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tensor::Tensor;
 use crate::transport::session::{Heard, Reunion, SendSession, Silence, Violation};
+use crate::transport::timing::{Backoff, GOODBYE, listening, showing_progress, silent_for, speaking};
 use crate::transport::{Outbox, Outgoing, Ring};
 use crate::wire::frame::{Frame, Reply};
 use crate::wire::metadata::Metadata;
@@ -73,22 +74,6 @@ impl<N: Net, S: Store + Clone> Outgoing for TcpOutgoing<N, S> {
         ended
     }
 }
-
-/// Lets a close wait for as long as we are connecting.
-async fn showing_progress<T>(items: &Outbox, connecting: impl Future<Output = T>) -> T {
-    let mut ticker = ticker(PROGRESS_PERIOD);
-    let mut connecting = pin!(connecting);
-    loop {
-        tokio::select! {
-            biased;
-            connected = &mut connecting => return connected,
-            _ = ticker.tick() => items.progress(),
-        }
-    }
-}
-
-/// How often a close is told that we are still connecting.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(50);
 
 /// Connections that may break one after the other without an item getting through.
 const FUTILE_CONNECTIONS_MAX: u32 = 16;

@@ -19,7 +19,7 @@ use kvpipe::PipeConfig;
 pub(crate) use self::peer::run_peer;
 use self::plot::PlotFile;
 use self::report::Report;
-use crate::args::{BenchArgs, DemoTransport};
+use crate::args::{BenchArgs, BenchTransport};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve::StopSignals;
@@ -35,8 +35,8 @@ pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     let mut report = Report::new(&plan, &output);
     report.begin()?;
     let outcome = match plan.transport {
-        DemoTransport::Tcp => processes::run(&plan, &mut report, &output, &mut stop).await,
-        DemoTransport::Memory => memory::run(&plan, &mut report, &output, &mut stop).await,
+        BenchTransport::Tcp => processes::run(&plan, &mut report, &output, &mut stop).await,
+        BenchTransport::Memory => memory::run(&plan, &mut report, &output, &mut stop).await,
     };
     output.finish_progress();
     outcome?;
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
 #[derive(Clone, Debug)]
 struct Plan {
     sizes: Vec<ByteSize>,
-    transport: DemoTransport,
+    transport: BenchTransport,
     buffer_size: ByteSize,
     rounds: u16,
     seconds: Seconds,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Plan;
 use super::measurement::{Measurement, SizeMeasurement, Speed};
-use crate::args::DemoTransport;
+use crate::args::BenchTransport;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::units::{ByteSize, Count};
@@ -38,8 +38,8 @@ impl<'a> Report<'a> {
     /// What is measured, and the head of the table.
     pub(super) fn begin(&self) -> Result<(), Failure> {
         let between = match self.plan.transport {
-            DemoTransport::Tcp => "two processes over TCP loopback",
-            DemoTransport::Memory => "two threads of one process, nothing is copied",
+            BenchTransport::Tcp => "two processes over TCP loopback",
+            BenchTransport::Memory => "two threads of one process, nothing is copied",
         };
         let buffer = self.plan.buffer_size;
         let rounds = Count(u64::from(self.plan.rounds), "round");
@@ -52,7 +52,7 @@ impl<'a> Report<'a> {
     /// Their names, and how wide they are.
     fn columns(&self) -> &'static [(&'static str, usize)] {
         match self.plan.transport {
-            DemoTransport::Tcp => &[
+            BenchTransport::Tcp => &[
                 ("ITEM", 9),
                 ("ITEMS", 9),
                 ("GB/S", 8),
@@ -64,7 +64,7 @@ impl<'a> Report<'a> {
                 ("SOCKET READS", 14),
                 ("CRC COSTS", 11),
             ],
-            DemoTransport::Memory => &[
+            BenchTransport::Memory => &[
                 ("ITEM", 9),
                 ("ITEMS", 9),
                 ("ITEMS/S", 12),
@@ -139,8 +139,8 @@ impl<'a> Report<'a> {
             checksum_cost_percent: cost.map(significant),
         };
         let cells = match self.plan.transport {
-            DemoTransport::Tcp => tcp_cells(measured),
-            DemoTransport::Memory => memory_cells(measured),
+            BenchTransport::Tcp => tcp_cells(measured),
+            BenchTransport::Memory => memory_cells(measured),
         };
         self.output.result(row(self.columns(), cells), &value)
     }

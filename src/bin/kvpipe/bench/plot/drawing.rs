@@ -13,7 +13,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::super::Plan;
 use super::super::measurement::{SizeMeasurement, Speed};
-use crate::args::DemoTransport;
+use crate::args::BenchTransport;
 use crate::failure::Failure;
 use crate::units::{ByteSize, Count};
 
@@ -69,15 +69,15 @@ struct Words {
     y: &'static str,
 }
 
-fn words(transport: DemoTransport) -> Words {
+fn words(transport: BenchTransport) -> Words {
     match transport {
-        DemoTransport::Tcp => Words {
+        BenchTransport::Tcp => Words {
             title: "kvpipe over TCP loopback, beside bare sockets",
             between: "two processes on one machine",
             limit: "bare socket, best read size",
             y: "throughput in GB/s (10⁹ bytes)",
         },
-        DemoTransport::Memory => Words {
+        BenchTransport::Memory => Words {
             title: "kvpipe in memory, beside a channel of std",
             between: "two threads of one process",
             limit: "std::sync::mpsc, bounded",
@@ -109,8 +109,8 @@ fn paint(svg: &mut String, plan: &Plan, sizes: &[&SizeMeasurement]) -> Drawn {
     area.fill(&WHITE)?;
     paint_heading(&area, plan, &words)?;
     let figure = |speed: Speed, size: usize| match plan.transport {
-        DemoTransport::Tcp => speed.gigabytes(size),
-        DemoTransport::Memory => speed.0 / 1e3,
+        BenchTransport::Tcp => speed.gigabytes(size),
+        BenchTransport::Memory => speed.0 / 1e3,
     };
     let curve = |speed: fn(&SizeMeasurement) -> Speed| -> Vec<Point> {
         sizes.iter().map(|m| ((m.size as f64).log2(), figure(speed(m), m.size))).collect()

@@ -1,0 +1,193 @@
+//! How the two ends of an edge find each other, and make sure that they fit together.
+//!
+//! ```text
+//! receiver                                  sender
+//!    sets its Hello, with a session of its own
+//!                                           reads it, and claims the session with its own Hello
+//!    reads it, takes its Hello away
+//!    begins to beat                         sees the first beat: the edge is there
+//! ```
+//!
+//! A Hello that was left behind by a receiver that died is claimed like any other. It is never answered,
+//! and the sender goes on to the next as soon as there is one.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{sleep, timeout_at};
+
+use super::keys::{EdgeName, RunKeys};
+use super::patient::Patient;
+use crate::error::{Error, Link, Result};
+use crate::store::Store;
+use crate::transport::session::{Objection, difference, rank_on_wire, strangeness};
+use crate::transport::store::StoreConfig;
+use crate::transport::timing::{after, ticker};
+use crate::transport::{Ring, timing};
+use crate::wire::DecodeError;
+use crate::wire::handshake::{Endpoint, Hello, SessionId, greeting_in};
+
+/// Two ends that have found each other.
+pub(super) struct Met {
+    pub(super) keys: RunKeys,
+    /// The session of this end.
+    pub(super) session: SessionId,
+    pub(super) peer_session: SessionId,
+    /// The silence after which the peer takes us for dead.
+    pub(super) peer_heartbeat: Duration,
+}
+
+/// How often a sender looks whether a receiver that does not answer was replaced by another.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
+
+/// The sender's side.
+pub(super) async fn find_receiver<S: Store>(
+    store: &Patient<S>,
+    link: &Link,
+    ring: Ring,
+    config: &StoreConfig,
+    max_item_bytes: usize,
+) -> Result<Met> {
+    let name = EdgeName::outgoing(&config.group, ring);
+    let ours = endpoint(config, ring, [ring.rank(), ring.next()], max_item_bytes)?;
+    let own_hello = encode(&ours, None);
+    let finding = async {
+        let mut silent: Option<Bytes> = None;
+        loop {
+            let hello = store.get(&name.receiver()).await?;
+            if silent.as_ref() == Some(&hello) {
+                sleep(LOOK_PERIOD).await;
+                continue;
+            }
+            let theirs = decode(&hello).map_err(|error| error.into_error(link.clone()))?.endpoint;
+            let keys = name.run(&theirs.session);
+            if store.claim(&keys.sender(), &own_hello).await? == own_hello {
+                agree(link, &ours, &theirs)?;
+                if is_answered(store, &keys, &name, &hello).await? {
+                    let (session, peer_session) = (ours.session, theirs.session);
+                    return Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() });
+                }
+                store.sweep([keys.sender()]).await;
+            }
+            silent = Some(hello);
+        }
+    };
+    let limit = config.connect_timeout;
+    timeout_at(after(limit), finding).await.unwrap_or_else(|_| {
+        let (peer, key) = (ring.next(), name.receiver());
+        Err(Error::timeout(format!("rank {peer} to receive (store key {key:?})"), limit))
+    })
+}
+
+/// Whether the receiver whose Hello we claimed begins to beat before another takes its place.
+async fn is_answered<S: Store>(
+    store: &Patient<S>,
+    keys: &RunKeys,
+    name: &EdgeName,
+    hello: &Bytes,
+) -> Result<bool> {
+    let alive = keys.receiver_alive();
+    let mut answering = pin!(store.get(&alive));
+    let mut ticker = ticker(LOOK_PERIOD);
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut answering => return answer.map(|_beat| true),
+            _ = ticker.tick() => {}
+        }
+        if store.get_if_there(&name.receiver()).await?.is_some_and(|now| now != *hello) {
+            return Ok(false);
+        }
+    }
+}
+
+/// The receiver's side.
+pub(super) async fn await_sender<S: Store>(
+    store: &Patient<S>,
+    link: &Link,
+    ring: Ring,
+    config: &StoreConfig,
+    max_item_bytes: usize,
+) -> Result<Met> {
+    let name = EdgeName::incoming(&config.group, ring);
+    let ours = endpoint(config, ring, [ring.previous(), ring.rank()], max_item_bytes)?;
+    let own_hello = encode(&ours, None);
+    let keys = name.run(&ours.session);
+    let awaiting = async {
+        store.set(&name.receiver(), own_hello.clone()).await?;
+        store.get(&keys.sender()).await
+    };
+    let limit = config.connect_timeout;
+    let hello = timeout_at(after(limit), awaiting).await;
+    // Whoever comes now comes too late.
+    withdraw(store, &name.receiver(), &own_hello).await;
+    let hello = hello.unwrap_or_else(|_| {
+        let (peer, key) = (ring.previous(), name.receiver());
+        Err(Error::timeout(format!("rank {peer} to send to us (store key {key:?})"), limit))
+    })?;
+    let theirs = decode(&hello).map_err(|error| error.into_error(link.clone()))?.endpoint;
+    agree(link, &theirs, &ours)?;
+    let (session, peer_session) = (ours.session, theirs.session);
+    Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() })
+}
+
+/// Deletes our Hello, but not that of another run in our place. That it stays in a store that is away
+/// harms nobody.
+async fn withdraw<S: Store>(store: &Patient<S>, key: &str, own_hello: &Bytes) {
+    let withdrawing = async {
+        if store.get_if_there(key).await?.as_ref() == Some(own_hello) {
+            store.delete(key).await?;
+        }
+        Ok::<(), Error>(())
+    };
+    match tokio::time::timeout(timing::GOODBYE, withdrawing).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, key, "our hello stays in the store"),
+        Err(_) => tracing::debug!(key, "our hello stays in the store, which does not answer"),
+    }
+}
+
+fn endpoint(
+    config: &StoreConfig,
+    ring: Ring,
+    [from, to]: [usize; 2],
+    max_item_bytes: usize,
+) -> Result<Endpoint> {
+    Ok(Endpoint {
+        group: config.group.clone(),
+        from_rank: rank_on_wire(from),
+        to_rank: rank_on_wire(to),
+        world_size: rank_on_wire(ring.world_size()),
+        session: config.entropy.bytes()?,
+        nonce: Default::default(),
+        max_item_bytes: max_item_bytes as u64,
+        heartbeat_ms: u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX),
+        checksum: false,
+        authenticated: false,
+    })
+}
+
+fn agree(link: &Link, sender: &Endpoint, receiver: &Endpoint) -> Result<()> {
+    let objection: Objection = strangeness(sender, receiver).or_else(|| difference(sender, receiver));
+    match objection {
+        None => Ok(()),
+        Some((reason, text)) => {
+            Err(Error::PeerIncompatible { link: link.clone(), mismatch: format!("{reason}: {text}") })
+        }
+    }
+}
+
+fn encode(endpoint: &Endpoint, peer_session: Option<SessionId>) -> Bytes {
+    let mut bytes = Vec::new();
+    Hello { endpoint: endpoint.clone(), peer_session }.encode_into(&mut bytes);
+    bytes.into()
+}
+
+fn decode(bytes: &[u8]) -> Result<Hello, DecodeError> {
+    let body = greeting_in(bytes)?.ok_or(DecodeError::Truncated)?;
+    match bytes.len() - body.end {
+        0 => Hello::decode(&bytes[body]),
+        count => Err(DecodeError::TrailingBytes { count }),
+    }
+}

@@ -1,0 +1,18 @@
+//! Groups through their public API: both wires, the defects of vLLM's group, calls that are dropped, the
+//! store's operations counted, vLLM's own traffic, groups over TCP, and the same
+//! with a Python that follows vLLM's class, where one is at hand.
+#![cfg(not(loom))]
+
+#[macro_use]
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
+mod cancel;
+mod counts;
+mod create;
+mod defects;
+mod golden;
+mod suite;
+mod support;
+mod torch;
+mod vllm;
