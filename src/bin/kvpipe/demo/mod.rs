@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::RankReport;
 use self::workload::Workload;
-use crate::args::{DemoArgs, DemoTransport, WireTransport};
+use crate::args::DemoArgs;
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -29,10 +29,9 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     output.text(format_args!("each of {} ranks sends {}", plan.ranks, first.describe()))?;
     drop(first);
     let mut stop = StopSignals::new()?;
-    let reports = match args.transport {
-        DemoTransport::Tcp => processes::run(&args, &plan, WireTransport::Tcp, &output, &mut stop).await,
-        DemoTransport::Store => processes::run(&args, &plan, WireTransport::Store, &output, &mut stop).await,
-        DemoTransport::Memory => in_memory(&args, &plan, &mut stop).await,
+    let reports = match args.path()? {
+        Some(path) => processes::run(&args, &plan, path, &output, &mut stop).await,
+        None => in_memory(&args, &plan, &mut stop).await,
     };
     output.finish_progress();
     report::show(&args, &reports?, &output)?;
