@@ -271,8 +271,7 @@ impl Backend for OverVllm {
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = MemoryStore::new();
         let end = async |rank| {
-            let mut config = GroupConfig::default();
-            config.wire = WireMode::Vllm;
+            let config = GroupConfig { wire: WireMode::Vllm, ..GroupConfig::default() };
             let group = StatelessProcessGroup::new(store.clone(), rank, 2, config).unwrap();
             VllmTransport::meet(Arc::new(group), BufferPool::new(64 << 20)).await.unwrap()
         };
