@@ -3,6 +3,7 @@
 use crate::support::{Process, directory, run, text};
 
 const SEND: &str = "send --store 127.0.0.1:0 --rank 0 --world-size 2";
+const STORE: &str = "store --listen 127.0.0.1:0";
 const RECV: &str = "recv --store 127.0.0.1:0 --rank 0 --world-size 2";
 
 #[tokio::test]
@@ -38,14 +39,35 @@ async fn arguments_that_cant_be_are_usage_errors_that_quote_them() {
         ("demo --model gpt-2", "gpt-2"),
         ("demo --model tiny --input x.safetensors", "--input"),
         ("store --listen 4000", "HOST:PORT"),
+        (&format!("{STORE} --max-value-bytes 0"), "at least 1 byte"),
+        (&format!("{STORE} --max-value-bytes 2TiB"), "--max-value-bytes 2048 GiB is over"),
+        (&format!("{STORE} --max-clients 0"), "--max-clients"),
+        (&format!("{STORE} --stats 0"), "--stats"),
+        (&format!("{STORE} --stats often"), "--stats"),
     ] {
         run(line).await.exited(2).says(&[quoted]);
     }
 }
 
+/// Each way to write it, also as what a resolver makes of `0`.
+#[tokio::test]
+async fn nobody_serves_a_store_on_every_address_unasked() {
+    for address in ["0.0.0.0:0", "[::]:0", "[::ffff:0.0.0.0]:0", "[0:0::0]:0", "0:0", "0x0:0"] {
+        for line in [
+            format!("store --listen {address}"),
+            format!("send --store {address} --rank 0 --world-size 2 none"),
+            format!("recv --store {address} --rank 0 --world-size 2"),
+        ] {
+            let finished = run(&line).await.exited(2);
+            let finished = finished.says(&[address, "every address", "no authentication", "--allow-remote"]);
+            assert_eq!(finished.stdout, [""; 0], "{line}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_receiver_at_a_store_on_every_address_must_say_its_own() {
-    run("recv --store 0.0.0.0:0 --rank 0 --world-size 2 --timeout 0.1")
+    run("recv --store 0.0.0.0:0 --rank 0 --world-size 2 --timeout 0.1 --allow-remote")
         .await
         .exited(2)
         .says(&["0.0.0.0", "--host"]);

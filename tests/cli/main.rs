@@ -4,6 +4,8 @@ mod bad_input;
 mod bench;
 mod demo;
 mod failures;
+mod over_store;
 mod store;
 mod support;
 mod transfer;
+mod transfer_config;

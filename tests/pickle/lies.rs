@@ -154,6 +154,18 @@ fn nothing_is_negative() {
     assert_eq!(parts.refusal(), "malformed: a negative count of items");
 }
 
+/// The sign is the top bit of however many bytes there are.
+#[test]
+fn short_integers_have_a_sign_too() {
+    let of = |integer: &[u8]| Parts { size: [b"(", integer, b"t"].concat(), ..Parts::default() };
+    assert_eq!(of(b"\x8a\x01\xff").refusal(), "malformed: a size of -1 is below 0");
+    assert_eq!(of(b"\x8a\x03\xfe\xff\xff").refusal(), "malformed: a size of -2 is below 0");
+    assert_eq!(of(b"J\xff\xff\xff\xff").refusal(), "malformed: a size of -1 is below 0");
+    assert_eq!(of(b"\x8a\x00").payload(), b"");
+    assert_eq!(of(b"\x8a\x02\x02\x00").payload(), Parts::default().data);
+    assert_eq!(of(b"\x8a\x02\xff\x00").refusal(), "malformed: a tensor that reaches beyond its storage");
+}
+
 #[test]
 fn an_expansion_bomb_is_refused_before_memory_is_asked_for() {
     let bomb = Parts::view_of_bytes(1, 0, &[1 << 20, 1 << 20], &[0, 0]);

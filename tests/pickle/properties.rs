@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kvpipe::tensor::{DType, Shape, Tensor};
 use kvpipe::wire::metadata::TensorMetadata;
-use kvpipe::wire::pickle::{Limits, decode, decode_metadata, decode_tensor, encode};
+use kvpipe::wire::pickle::{Limits, check_tensor, decode, decode_metadata, decode_tensor, encode};
 use kvpipe::wire::{DecodeError, Metadata, Object, UniqueId};
 use proptest::prelude::*;
 
@@ -167,7 +167,9 @@ fn every_altered_byte_of_a_recorded_pickle_is_refused_or_means_something() {
 fn dtypes_that_torch_cant_load_back_are_refused_with_what_to_do() {
     for dtype in REFUSED.split(' ') {
         let tensor = Tensor::new(dtype.parse().unwrap(), [0], Bytes::new()).unwrap();
+        let checked = check_tensor(&tensor).map_err(|error| error.to_string());
         let refused = encode(&Object::Tensor(tensor)).unwrap_err();
+        assert_eq!(checked, Err(refused.to_string()));
         assert!(matches!(refused, kvpipe::Error::Misuse(_)));
         assert_eq!(
             refused.to_string(),

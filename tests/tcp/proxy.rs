@@ -97,6 +97,7 @@ impl Proxy {
     }
 
     /// Where the proxy listens.
+    #[allow(dead_code, reason = "for those that share this file")]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }

@@ -2,15 +2,148 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path as FilePath;
 use std::time::Duration;
 
-use kvpipe::PipeConfig;
+use kvpipe::config::{self, BufferDevice, KvTransferConfig};
+use kvpipe::group::{GroupConfig, WireMode};
+use kvpipe::tensor::BufferPool;
+use kvpipe::transport::Ring;
 use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
+use kvpipe::{Error, PipeConfig};
 
-use crate::args::{PipeArgs, RankArgs};
+use crate::args::{DemoArgs, Path, PipeArgs, RANKS_MAX, RankArgs, TransferArgs};
 use crate::failure::Failure;
+use crate::serve;
+use crate::units::{ByteSize, HostPort, Seconds};
+
+/// A rank among the others: its options, and what the kv-transfer-config says where there are none.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) ring: Ring,
+    pub(crate) store: HostPort,
+    /// Whether the store is nobody's in the ring.
+    pub(crate) external_store: bool,
+    /// Whether ours may be on every address.
+    pub(crate) allow_remote: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) limits: PipeConfig,
+}
+
+impl Place {
+    /// Once the arguments fit together.
+    pub(crate) fn new(args: &RankArgs) -> Result<Self, Failure> {
+        let mut config = base_config(&args.transfer);
+        if let Some(store) = &args.store {
+            (config.kv_ip, config.kv_port) = (store.host.clone(), store.port);
+        }
+        config.kv_rank = args.rank.or(config.kv_rank);
+        config.kv_parallel_size = args.world_size.unwrap_or(config.kv_parallel_size);
+        config.kv_buffer_size = args.pipe.buffer_size.map_or(config.kv_buffer_size, |bytes| bytes.0);
+        config.store_timeout = args.timeout.map_or(config.store_timeout, |timeout| timeout.0);
+        if config.kv_rank.is_none() {
+            return Err(Failure::usage("kv_rank is missing").hint("say it in the JSON, or with --rank"));
+        }
+        let endpoint = endpoint(&config, &args.transfer)?;
+        let ring = Ring::new(endpoint.rank, endpoint.world_size).map_err(|error| usage(&error))?;
+        if ring.world_size() == 1 {
+            return Err(Failure::usage("a world size of 1 has nobody to talk to"));
+        }
+        let store = HostPort { host: endpoint.store_host, port: endpoint.store_port };
+        if let Some(host) = args.host
+            && host.is_unspecified()
+        {
+            return Err(Failure::usage(format!(
+                "nobody can connect to --host {host}: give an address of this machine"
+            )));
+        }
+        let timeout = endpoint.store_timeout;
+        let limits = with_options(endpoint.pipe, &args.pipe, timeout);
+        let place = Self {
+            ring,
+            store,
+            external_store: args.external_store,
+            allow_remote: args.transfer.allow_remote,
+            timeout,
+            limits,
+        };
+        if place.store.port == 0 && !place.serves_store() {
+            return Err(Failure::usage(format!("the store can't be at {}: port 0 is none", place.store)));
+        }
+        Ok(place)
+    }
+
+    /// Whether the store is ours to serve.
+    pub(crate) fn serves_store(&self) -> bool {
+        self.ring.rank() == 0 && !self.external_store
+    }
+}
+
+/// What a demo takes from a kv-transfer-config.
+#[derive(Debug)]
+pub(crate) struct DemoPlan {
+    pub(crate) ranks: u16,
+    /// Where rank 0 serves the store, if it is a process of its own.
+    pub(crate) store: SocketAddr,
+    pub(crate) timeout: Seconds,
+    pub(crate) pipe: PipeArgs,
+}
+
+impl DemoPlan {
+    /// A demo's own defaults are for a person who waits in front of it; with a configuration, they are
+    /// vLLM's.
+    pub(crate) async fn new(args: &DemoArgs) -> Result<Self, Failure> {
+        let path = args.path()?;
+        let own = Self {
+            ranks: args.ranks.unwrap_or(2),
+            store: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
+            timeout: args.timeout.unwrap_or(Seconds(Duration::from_secs(60))),
+            pipe: args.pipe.clone(),
+        };
+        let Some(config) = &args.transfer.kv_transfer_config else { return Ok(own) };
+        // A demo starts them all.
+        let mut config = config.clone();
+        config.kv_rank = Some(0);
+        let endpoint = endpoint(&config, &args.transfer)?;
+        let store = HostPort { host: endpoint.store_host, port: endpoint.store_port };
+        let (size, budget) = (endpoint.world_size, ByteSize(endpoint.pipe.budget_bytes));
+        let ranks = u16::try_from(size).ok().filter(|ranks| i64::from(*ranks) <= RANKS_MAX);
+        Ok(Self {
+            ranks: args.ranks.or(ranks).ok_or_else(|| {
+                Failure::usage(format!(
+                    "kv_parallel_size {size} is more than the {RANKS_MAX} ranks of a demo"
+                ))
+            })?,
+            store: match path {
+                None => own.store,
+                Some(_) => serve::resolve(&store, args.transfer.allow_remote).await?,
+            },
+            timeout: args.timeout.unwrap_or(Seconds(endpoint.store_timeout)),
+            pipe: PipeArgs { buffer_size: args.pipe.buffer_size.or(Some(budget)), ..own.pipe },
+        })
+    }
+}
+
+/// The configuration that options are laid over. Without one, all defaults are vLLM's, save the device.
+fn base_config(args: &TransferArgs) -> KvTransferConfig {
+    args.kv_transfer_config.clone().unwrap_or_else(|| {
+        let mut config = KvTransferConfig::default();
+        config.kv_buffer_device = BufferDevice::Cpu;
+        config
+    })
+}
+
+fn endpoint(config: &KvTransferConfig, args: &TransferArgs) -> Result<config::Endpoint, Failure> {
+    let endpoint = config.endpoint(0, args.port_offset.unwrap_or(0)).map_err(|error| usage(&error))?;
+    endpoint.device.ensure_available().map_err(|error| usage(&error))?;
+    Ok(endpoint)
+}
+
+fn usage(error: &Error) -> Failure {
+    Failure::usage(error.to_string())
+}
 
 /// The limits of a pipe.
 pub(crate) fn pipe_config(args: &PipeArgs, timeout: Duration) -> PipeConfig {
@@ -18,6 +151,10 @@ pub(crate) fn pipe_config(args: &PipeArgs, timeout: Duration) -> PipeConfig {
     if let Some(bytes) = args.buffer_size {
         config = config.with_buffer_bytes(bytes.0);
     }
+    with_options(config, args, timeout)
+}
+
+fn with_options(mut config: PipeConfig, args: &PipeArgs, timeout: Duration) -> PipeConfig {
     if let Some(bytes) = args.max_item_size {
         config.max_item_bytes = bytes.0;
     }
@@ -37,35 +174,79 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
     Ok(TcpConfig { group, secret, checksum, connect_timeout: timeout, ..TcpConfig::default() })
 }
 
-/// As [`tcp_config`], for a rank that is one of many commands.
-pub(crate) fn rank_config(rank: &RankArgs) -> Result<TcpConfig, Failure> {
+/// The way of a rank that is one of many commands.
+pub(crate) fn rank_way(rank: &RankArgs, timeout: Duration) -> Result<Way, Failure> {
+    let path = Path::new(rank.transport, rank.wire)?;
     if rank.heartbeat.0 < TcpConfig::HEARTBEAT_MIN {
         let least = TcpConfig::HEARTBEAT_MIN.as_secs_f64();
         return Err(Failure::usage(format!("--heartbeat {} is below {least} seconds", rank.heartbeat)));
     }
-    let config = tcp_config(&rank.pipe, &rank.group, rank.timeout.0)?;
-    Ok(TcpConfig { heartbeat: rank.heartbeat.0, reconnect_timeout: rank.reconnect.0, ..config })
+    let config = tcp_config(&rank.pipe, &rank.group, timeout)?;
+    let (heartbeat, reconnect_timeout) = (rank.heartbeat.0, rank.reconnect.0);
+    Way::new(path, TcpConfig { heartbeat, reconnect_timeout, ..config })
 }
 
-/// What the two transports have in common. Values of a store are neither authenticated nor checked
-/// again.
-pub(crate) fn store_config(tcp: TcpConfig) -> StoreConfig {
-    let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
-    StoreConfig {
-        group,
-        connect_timeout,
-        heartbeat,
-        reconnect_timeout,
-        entropy,
-        pool,
-        ..StoreConfig::default()
+/// How items travel, with all settings of it.
+pub(crate) enum Way {
+    Tcp(TcpConfig),
+    Store(StoreConfig),
+    Vllm(VllmConfig),
+}
+
+/// vLLM's wire.
+pub(crate) struct VllmConfig {
+    pub(crate) group: GroupConfig,
+    pub(crate) pool: BufferPool,
+}
+
+impl Way {
+    /// `tcp` has what the ways have in common, and more; what only TCP has is refused elsewhere.
+    pub(crate) fn new(path: Path, tcp: TcpConfig) -> Result<Self, Failure> {
+        let without = |what: &str, why: &str| {
+            Err(Failure::usage(format!("{what} has no meaning through a store"))
+                .detail(why)
+                .hint("leave it out"))
+        };
+        if path == Path::Tcp {
+            return Ok(Self::Tcp(tcp));
+        }
+        let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
+        if tcp.secret.is_some() {
+            return without("a secret", "whoever reaches the store can read and change everything");
+        }
+        if tcp.checksum {
+            return without("--checksum", "values are checked by the connections to the store only");
+        }
+        if path == Path::Store {
+            let config = StoreConfig::default();
+            return Ok(Self::Store(StoreConfig {
+                group,
+                connect_timeout,
+                heartbeat,
+                reconnect_timeout,
+                entropy,
+                pool,
+                ..config
+            }));
+        }
+        if group != GroupName::default() {
+            return Err(Failure::usage("vllm's wire has no names of groups").hint("leave out --group"));
+        }
+        let group = GroupConfig {
+            wire: WireMode::Vllm,
+            timeout: connect_timeout,
+            deletes_received: true,
+            entropy,
+            ..GroupConfig::default()
+        };
+        Ok(Self::Vllm(VllmConfig { group, pool }))
     }
 }
 
 /// Where the secret comes from if no file is given. Not from an argument: everybody can see those.
 const SECRET_VARIABLE: &str = "KVPIPE_SECRET";
 
-fn secret(file: Option<&Path>) -> Result<Option<Secret>, Failure> {
+fn secret(file: Option<&FilePath>) -> Result<Option<Secret>, Failure> {
     let (bytes, origin) = match file {
         Some(path) => {
             let origin = format!("the secret file {}", path.display());
@@ -96,7 +277,73 @@ fn without_line_break(mut bytes: Vec<u8>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::{Arguments, Command};
+
+    const JSON: &str = r#"{"kv_rank":1,"kv_parallel_size":3,"kv_ip":"10.0.0.1","kv_port":4000,
+        "kv_buffer_size":5e3,"kv_buffer_device":"cpu","kv_connector_extra_config":{"store_timeout":7}}"#;
+
+    fn parse(options: &[&str]) -> Command {
+        Arguments::parse_from([&["kvpipe"], options].concat()).command
+    }
+
+    fn place(options: &[&str]) -> Place {
+        let Command::Recv(recv) = parse(&[&["recv"], options].concat()) else { panic!("recv") };
+        Place::new(&recv.rank).unwrap()
+    }
+
+    /// Store, rank and world size, timeout in seconds, budget and window.
+    fn told(place: &Place) -> (String, [usize; 2], u64, [usize; 2]) {
+        let Place { ring, limits, .. } = place;
+        let limits = [limits.budget_bytes, limits.window_bytes];
+        (place.store.to_string(), [ring.rank(), ring.world_size()], place.timeout.as_secs(), limits)
+    }
+
+    #[test]
+    fn the_configuration_stands_for_options_that_are_not_given() {
+        let place = place(&["--kv-transfer-config", JSON, "--port-offset", "2"]);
+        assert_eq!(told(&place), ("10.0.0.1:4002".into(), [1, 3], 7, [5000; 2]));
+    }
+
+    #[test]
+    fn options_win_over_the_configuration() {
+        let place = place(
+            &[
+                &["--kv-transfer-config", JSON, "--store", "[::1]:5", "--rank", "3", "--world-size", "4"][..],
+                &["--timeout", "8", "--buffer-size", "6KB"],
+            ]
+            .concat(),
+        );
+        assert_eq!(told(&place), ("[::1]:5".into(), [3, 4], 8, [6000; 2]));
+    }
+
+    #[test]
+    fn without_a_configuration_the_defaults_are_those_of_the_help() {
+        let place = place(&["--store", "h:5", "--rank", "0", "--world-size", "2"]);
+        assert_eq!(told(&place), ("h:5".into(), [0, 2], 300, [1_000_000_000; 2]));
+    }
+
+    async fn plan(options: &[&str]) -> DemoPlan {
+        let Command::Demo(demo) = parse(&[&["demo"], options].concat()) else { panic!("demo") };
+        DemoPlan::new(&demo).await.unwrap()
+    }
+
+    fn planned(plan: &DemoPlan) -> (u16, String, u64, Option<usize>) {
+        let bytes = plan.pipe.buffer_size.map(|bytes| bytes.0);
+        (plan.ranks, plan.store.to_string(), plan.timeout.0.as_secs(), bytes)
+    }
+
+    #[tokio::test]
+    async fn a_demo_takes_from_the_configuration_what_a_rank_takes() {
+        assert_eq!(planned(&plan(&[]).await), (2, "127.0.0.1:0".into(), 60, None));
+        let json = ["--kv-transfer-config", JSON];
+        assert_eq!(planned(&plan(&json).await), (3, "10.0.0.1:4000".into(), 7, Some(5000)));
+        let options = ["--ranks", "5", "--timeout", "8", "--buffer-size", "6KB"];
+        let options = [&json[..], &options].concat();
+        assert_eq!(planned(&plan(&options).await), (5, "10.0.0.1:4000".into(), 8, Some(6000)));
+    }
 
     #[test]
     fn one_line_break_at_the_end_is_no_part_of_a_secret() {

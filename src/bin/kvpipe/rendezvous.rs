@@ -10,13 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvpipe::Error;
 use kvpipe::net::TokioNet;
-use kvpipe::store::Store;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
+use kvpipe::store::{Limits, Store};
 
-use crate::args::RankArgs;
+use crate::endpoint::Place;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve;
+use crate::vllm::VllmRank;
 
 /// A rank's connection to the store, and the server where it is ours.
 pub(crate) struct Rendezvous {
@@ -29,6 +30,21 @@ pub(crate) struct Rendezvous {
     timeout: Duration,
 }
 
+/// A rank that is to leave in the way in which it came.
+pub(crate) enum Membership {
+    Native(Rendezvous),
+    Vllm(VllmRank),
+}
+
+impl Membership {
+    pub(crate) async fn leave(self, output: &Output) {
+        match self {
+            Self::Native(rendezvous) => rendezvous.leave(output).await,
+            Self::Vllm(rank) => rank.leave(output).await,
+        }
+    }
+}
+
 /// So long the others are waited for without a word.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -37,16 +53,17 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 impl Rendezvous {
     /// Serves the store, if it is ours to serve, and connects to it.
-    pub(crate) async fn join(args: &RankArgs, output: &Output) -> Result<Self, Failure> {
-        let (rank, world_size, timeout) = (args.rank, args.world_size, args.timeout.0);
-        if args.serves_store() {
-            let server = serve::bind(&args.store).await?;
+    pub(crate) async fn join(place: &Place, output: &Output) -> Result<Self, Failure> {
+        let (rank, world_size, timeout) = (place.ring.rank(), place.ring.world_size(), place.timeout);
+        let store = &place.store;
+        if place.serves_store() {
+            let address = serve::resolve(store, place.allow_remote).await?;
+            let server = serve::bind(address, Limits::default()).await?;
             output.note(format_args!("rank 0 serves the store at {}", server.local_addr()));
             return Self::with_server(server, world_size, timeout).await;
         }
-        let store = &args.store;
         let mut rendezvous = Self::connect(&store.host, store.port, rank, world_size, timeout).await?;
-        rendezvous.awaited = !args.external_store;
+        rendezvous.awaited = !place.external_store;
         Ok(rendezvous)
     }
 
@@ -161,7 +178,7 @@ fn left_key(rank: usize) -> String {
 }
 
 /// Where a server that listens on every address is reached from its own machine.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),

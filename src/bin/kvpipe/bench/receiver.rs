@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use kvpipe::Pipe;
 use kvpipe::net::TokioNet;
-use kvpipe::store::Store;
 use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
+use kvpipe::store::{Limits, Store};
 use kvpipe::tensor::{BufferPool, Item};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -19,12 +19,11 @@ use crate::args::BenchPeerArgs;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve;
-use crate::units::HostPort;
 
 /// Serves the store, waits for the sender, and follows it to its end.
 pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Failure> {
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let server = serve::bind(&HostPort { host: loopback.to_string(), port: 0 }).await?;
+    let server = serve::bind(SocketAddr::new(loopback, 0), Limits::default()).await?;
     let store = peer::connect_store(server.local_addr()).await?;
     let listener =
         TcpListener::bind(SocketAddr::new(loopback, 0)).await.map_err(|error| io_failure(&error))?;

@@ -15,23 +15,23 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::RankReport;
 use self::workload::Workload;
-use crate::args::{DemoArgs, DemoTransport, WireTransport};
-use crate::endpoint;
+use crate::args::DemoArgs;
+use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve::StopSignals;
 
 /// Runs all ranks, then shows what was moved and how fast.
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
+    let plan = DemoPlan::new(&args).await?;
     let first = Workload::new(&args.workload, 0)?;
-    let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(args.ranks)));
-    output.text(format_args!("each of {} ranks sends {}", args.ranks, first.describe()))?;
+    let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(plan.ranks)));
+    output.text(format_args!("each of {} ranks sends {}", plan.ranks, first.describe()))?;
     drop(first);
     let mut stop = StopSignals::new()?;
-    let reports = match args.transport {
-        DemoTransport::Tcp => processes::run(&args, WireTransport::Tcp, &output, &mut stop).await,
-        DemoTransport::Store => processes::run(&args, WireTransport::Store, &output, &mut stop).await,
-        DemoTransport::Memory => in_memory(&args, &mut stop).await,
+    let reports = match args.path()? {
+        Some(path) => processes::run(&args, &plan, path, &output, &mut stop).await,
+        None => in_memory(&args, &plan, &mut stop).await,
     };
     output.finish_progress();
     report::show(&args, &reports?, &output)?;
@@ -39,15 +39,19 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
 }
 
 /// All ranks as tasks of this process.
-async fn in_memory(args: &DemoArgs, stop: &mut StopSignals) -> Result<Vec<RankReport>, Failure> {
-    let world_size = usize::from(args.ranks);
+async fn in_memory(
+    args: &DemoArgs,
+    plan: &DemoPlan,
+    stop: &mut StopSignals,
+) -> Result<Vec<RankReport>, Failure> {
+    let world_size = usize::from(plan.ranks);
     let store = MemoryStore::new();
-    let config = endpoint::pipe_config(&args.pipe, args.timeout.0);
+    let config = endpoint::pipe_config(&plan.pipe, plan.timeout.0);
     let mut ranks = JoinSet::new();
     for (rank, transport) in memory::ring(world_size).into_iter().enumerate() {
         let ring = Ring::new(rank, world_size)?;
         let (store, config, workload) = (store.clone(), config.clone(), args.workload.clone());
-        let patience = args.timeout.0;
+        let patience = plan.timeout.0;
         ranks.spawn(async move {
             let workloads = exchange::Workloads::new(&workload, ring)?;
             let (pipe, driver) = exchange::pipe(transport, config);

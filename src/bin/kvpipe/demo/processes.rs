@@ -7,25 +7,27 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::ValueEnum;
+use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
+use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
-use kvpipe::transport::store::StoreTransport;
+use kvpipe::transport::store::{StoreTransport, VllmTransport};
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 
 use super::bare::BareEdges;
 use super::exchange::{self, Workloads};
 use super::report::RankReport;
-use crate::args::{DemoArgs, DemoRankArgs, WireTransport};
+use crate::args::{DemoArgs, DemoRankArgs, Path};
 use crate::children::Children;
-use crate::endpoint;
+use crate::endpoint::{self, DemoPlan, Way};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Rendezvous, reachable};
 use crate::serve::{self, StopSignals};
-use crate::units::HostPort;
 
 /// What a rank tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,14 +45,15 @@ enum Event {
 /// when this returns.
 pub(super) async fn run(
     args: &DemoArgs,
-    transport: WireTransport,
+    plan: &DemoPlan,
+    path: Path,
     output: &Output,
     stop: &mut StopSignals,
 ) -> Result<Vec<RankReport>, Failure> {
     let mut ranks = Children::new(output)?;
     let outcome = tokio::select! {
         biased;
-        reports = follow(args, transport, output, &mut ranks) => reports,
+        reports = follow(args, plan, path, output, &mut ranks) => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
     ranks.end_all().await;
@@ -59,21 +62,22 @@ pub(super) async fn run(
 
 async fn follow(
     args: &DemoArgs,
-    transport: WireTransport,
+    plan: &DemoPlan,
+    path: Path,
     output: &Output,
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, transport, rank, store))
+        ranks.start(format!("rank {rank}"), arguments(args, plan, path, rank, store))
     };
-    start(ranks, 0, None)?;
+    start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
     let mut checked = 0;
     while let Some(event) = ranks.next().await? {
         match event {
             Event::Store(address) => {
-                for rank in 1..args.ranks {
-                    start(ranks, rank, Some(address))?;
+                for rank in 1..plan.ranks {
+                    start(ranks, rank, address)?;
                 }
             }
             Event::Checked(bytes) => {
@@ -83,29 +87,22 @@ async fn follow(
             Event::Done(report) => reports.push(report),
         }
     }
-    if reports.len() < usize::from(args.ranks) {
-        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), args.ranks)));
+    if reports.len() < usize::from(plan.ranks) {
+        return Err(Failure::new(format!("only {} of {} ranks reported", reports.len(), plan.ranks)));
     }
     reports.sort_by_key(|report: &RankReport| report.rank);
     Ok(reports)
 }
 
 /// The command line of a rank.
-fn arguments(
-    args: &DemoArgs,
-    transport: WireTransport,
-    rank: u16,
-    store: Option<SocketAddr>,
-) -> Vec<OsString> {
+fn arguments(args: &DemoArgs, plan: &DemoPlan, path: Path, rank: u16, store: SocketAddr) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["demo-rank".into()];
     let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
-    option("--world-size", args.ranks.to_string().into());
-    option("--timeout", args.timeout.to_string().into());
-    option("--transport", value_name(&transport));
-    if let Some(store) = store {
-        option("--store", store.to_string().into());
-    }
+    option("--world-size", plan.ranks.to_string().into());
+    option("--timeout", plan.timeout.to_string().into());
+    option("--path", value_name(&path));
+    option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
         None => option("--model", value_name(&args.workload.model)),
@@ -113,16 +110,16 @@ fn arguments(
     if let Some(tokens) = args.workload.tokens {
         option("--tokens", tokens.to_string().into());
     }
-    if let Some(bytes) = args.pipe.buffer_size {
+    if let Some(bytes) = plan.pipe.buffer_size {
         option("--buffer-size", bytes.0.to_string().into());
     }
-    if let Some(bytes) = args.pipe.max_item_size {
+    if let Some(bytes) = plan.pipe.max_item_size {
         option("--max-item-size", bytes.0.to_string().into());
     }
-    if let Some(path) = &args.pipe.secret_file {
+    if let Some(path) = &plan.pipe.secret_file {
         option("--secret-file", path.into());
     }
-    if args.pipe.checksum {
+    if plan.pipe.checksum {
         line.push("--checksum".into());
     }
     line
@@ -139,7 +136,7 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(true);
     let rendezvous = meet(&args, ring).await?;
     if let Some(address) = rendezvous.served_at() {
-        tell_parent(&output, &Event::Store(address))?;
+        tell_parent(&output, &Event::Store(reachable(address)))?;
     }
     let report = exchange_all(&args, ring, &rendezvous, &output).await?;
     tell_parent(&output, &Event::Done(report))?;
@@ -150,16 +147,13 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 async fn meet(args: &DemoRankArgs, ring: Ring) -> Result<Rendezvous, Failure> {
-    let timeout = args.timeout.0;
-    match &args.store {
-        Some(store) => {
-            Rendezvous::connect(&store.host, store.port, ring.rank(), ring.world_size(), timeout).await
-        }
-        None => {
-            let any_port = HostPort { host: LOOPBACK.to_string(), port: 0 };
-            Rendezvous::with_server(serve::bind(&any_port).await?, ring.world_size(), timeout).await
-        }
+    let (store, timeout) = (args.store, args.timeout.0);
+    if ring.rank() == 0 {
+        let server = serve::bind(store, Limits::default()).await?;
+        return Rendezvous::with_server(server, ring.world_size(), timeout).await;
     }
+    let host = store.ip().to_string();
+    Rendezvous::connect(&host, store.port(), ring.rank(), ring.world_size(), timeout).await
 }
 
 async fn exchange_all(
@@ -171,18 +165,22 @@ async fn exchange_all(
     let timeout = args.timeout.0;
     let workloads = Workloads::new(&args.workload, ring)?;
     let store = rendezvous.store();
-    let config = endpoint::tcp_config(&args.pipe, "demo", timeout)?;
+    let group = if args.path == Path::Vllm { "" } else { "demo" };
+    let way = Way::new(args.path, endpoint::tcp_config(&args.pipe, group, timeout)?)?;
     let limits = endpoint::pipe_config(&args.pipe, timeout);
     let bare = BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?;
-    let (pipe, driver) = match args.transport {
-        WireTransport::Tcp => {
+    let (pipe, driver) = match way {
+        Way::Tcp(config) => {
             let address = SocketAddr::new(LOOPBACK, 0);
             let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
             exchange::pipe(transport, limits)
         }
-        WireTransport::Store => {
-            let config = endpoint::store_config(config);
-            exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits)
+        Way::Store(config) => exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits),
+        Way::Vllm(config) => {
+            let (rank, size) = (ring.rank(), ring.world_size());
+            let group = StatelessProcessGroup::new(store.clone(), rank, size, config.group)?;
+            let transport = VllmTransport::meet(Arc::new(group), config.pool).await?;
+            exchange::pipe(transport, limits)
         }
     };
     tokio::spawn(driver);

@@ -40,10 +40,12 @@ pub(in crate::transport::store) async fn run<S: Store>(
     tracing::debug!(%link, session = ?met.session, "the edge is there");
     let alive = [met.keys.receiver_alive(), met.keys.sender_alive()];
     let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
+    pulse.begin().await?;
     let end = ReceivingEnd {
         link: &link,
         items,
         store: &store,
+        heartbeat: pulse.own_key(),
         data: met.keys.data(),
         replies: met.keys.replies(),
         session: Mutex::new(session),
@@ -103,6 +105,7 @@ struct ReceivingEnd<'a, S> {
     link: &'a Link,
     items: &'a Inbox,
     store: &'a Patient<S>,
+    heartbeat: &'a str,
     data: Track,
     replies: Track,
     session: Mutex<ReceiveSession>,
@@ -213,7 +216,7 @@ impl<S: Store> ReceivingEnd<'_, S> {
             let replies: Vec<_> = acknowledgement.into_iter().chain(last_word).collect();
             let report = Report { consumed: fetched, replies };
             self.wait_for_reader(number).await?;
-            self.store.publish(&self.replies, number, report.encode()).await?;
+            self.store.publish(&self.replies, number, report.encode(), self.heartbeat).await?;
             let consumed = {
                 let mut state = self.state.lock();
                 state.reported += 1;
@@ -263,7 +266,7 @@ impl<S: Store> ReceivingEnd<'_, S> {
         let data = (state.consumed..state.fetched + window).map(|number| self.data.message(number));
         let unread = state.reported.saturating_sub(REPLIES_MAX)..state.reported + 1;
         let replies = unread.map(|number| self.replies.message(number));
-        data.chain(replies).chain(keys.all_but_messages()).collect()
+        keys.all_but_messages().into_iter().chain(data).chain(replies).collect()
     }
 
     /// The peer is not coming back: an error, unless it had said that there was nothing more, or our

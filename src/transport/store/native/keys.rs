@@ -73,7 +73,8 @@ impl RunKeys {
         Track(format!("{}/reply", self.base))
     }
 
-    /// Everything but the messages of the two tracks.
+    /// Everything but the messages of the two tracks. They go first when an end clears up, see
+    /// [`Patient::publish`](super::patient::Patient::publish).
     pub(super) fn all_but_messages(&self) -> Vec<String> {
         vec![
             self.sender(),

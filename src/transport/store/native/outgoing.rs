@@ -43,6 +43,7 @@ pub(in crate::transport::store) async fn run<S: Store>(
     tracing::debug!(%link, session = ?met.session, "the edge is there");
     let alive = [met.keys.sender_alive(), met.keys.receiver_alive()];
     let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
+    pulse.begin().await?;
     let end = SendingEnd {
         link: &link,
         items,
@@ -223,7 +224,7 @@ impl<S: Store> SendingEnd<'_, S> {
     async fn publish(&self, lane: usize) -> Error {
         loop {
             let (number, message) = self.lanes[lane].take().await;
-            if let Err(error) = self.store.publish(&self.data, number, message).await {
+            if let Err(error) = self.store.publish(&self.data, number, message, self.pulse.own_key()).await {
                 return error;
             }
             self.flow.lock().published += 1;
@@ -309,13 +310,15 @@ impl<S: Store> SendingEnd<'_, S> {
         match ending {
             Ending::PeerDone(result) => {
                 let last_reply = self.replies.message(self.flow.lock().heard.saturating_sub(1));
-                self.store.sweep(messages.chain([last_reply]).chain(keys.all_but_messages())).await;
+                self.store
+                    .sweep(keys.all_but_messages().into_iter().chain(messages).chain([last_reply]))
+                    .await;
                 result
             }
             // The peer clears up when it has read it.
             Ending::WeAborted(error) => Err(error),
             Ending::Lost(error) => {
-                self.store.sweep(messages.chain(replies).chain(keys.all_but_messages())).await;
+                self.store.sweep(keys.all_but_messages().into_iter().chain(messages).chain(replies)).await;
                 self.lost(error)
             }
         }

@@ -70,11 +70,7 @@ impl<S: Store> Patient<S> {
 
     /// Sets `key` if it is not there, and gives what it holds then. Repeated, it gives the same.
     pub(super) async fn claim(&self, key: &str, value: &Bytes) -> Result<Bytes> {
-        // TEMP until compare_set is merged
-        if !self.store.check(&[key], self.answer_within).await? {
-            self.store.set(key, value.clone(), self.answer_within).await?;
-        }
-        self.store.get(key, self.answer_within).await
+        self.persist(|| self.store.compare_set(key, Bytes::new(), value.clone(), self.answer_within)).await
     }
 
     pub(super) async fn delete(&self, key: &str) -> Result<bool> {
@@ -84,10 +80,17 @@ impl<S: Store> Patient<S> {
     /// Writes the message `number`, whose key has never been set before.
     ///
     /// If the connection breaks under it, it may have been set or not, and may even have been consumed
-    /// and deleted. The reader counts what it consumes before it deletes it; so if the key is missing
-    /// and the count is not beyond it, then it was never there. Setting a consumed key again would leave
-    /// a message that nobody reads.
-    pub(super) async fn publish(&self, track: &Track, number: u64, value: Bytes) -> Result<()> {
+    /// and deleted. The reader counts what it consumes before it deletes it, and whoever clears up after
+    /// the last word deletes `own_heartbeat` before that; so if the message is missing, the count not
+    /// beyond it, and our heartbeat still there, then it was never there. Setting a consumed key again
+    /// would leave a message that nobody reads.
+    pub(super) async fn publish(
+        &self,
+        track: &Track,
+        number: u64,
+        value: Bytes,
+        own_heartbeat: &str,
+    ) -> Result<()> {
         let key = track.message(number);
         let mut outage = Outage::default();
         loop {
@@ -96,9 +99,10 @@ impl<S: Store> Patient<S> {
                 Ok(()) => return Ok(()),
                 Err(error) => self.bear(&mut outage, began, error).await?,
             }
-            let is_there =
-                self.persist(|| async { self.store.check(&[&key], self.answer_within).await }).await?;
-            if is_there || self.consumed(track).await? > number {
+            if self.is_there(&key).await?
+                || self.consumed(track).await? > number
+                || !self.is_there(own_heartbeat).await?
+            {
                 return Ok(());
             }
             self.doubtful.lock().push(key.clone());
@@ -112,6 +116,10 @@ impl<S: Store> Patient<S> {
             self.delete(&track.message(number)).await?;
         }
         Ok(())
+    }
+
+    async fn is_there(&self, key: &str) -> Result<bool> {
+        self.persist(|| async { self.store.check(&[key], self.answer_within).await }).await
     }
 
     /// How many messages the reader of a track has consumed.

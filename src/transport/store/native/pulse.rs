@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::patient::Patient;
-use crate::error::{Error, Link};
+use crate::error::{Error, Link, Result};
 use crate::store::Store;
 use crate::transport::session::Silence;
 use crate::transport::timing::{listening, silent_for, speaking};
@@ -45,18 +45,26 @@ impl<'a, S: Store> Pulse<'a, S> {
         }
     }
 
+    /// The first beat, before anything else is said: as long as our key is there, so is the edge.
+    pub(super) async fn begin(&self) -> Result<()> {
+        self.beat(0).await
+    }
+
+    /// Our key.
+    pub(super) fn own_key(&self) -> &str {
+        &self.own_key
+    }
+
     /// Counts up our key until we [leave](Self::leave), and then does nothing more. Gives why it can't.
     pub(super) async fn speak(&self) -> Error {
         let mut ticker = speaking(self.peer_limit);
-        let mut beat = 0_u64;
+        let mut number = 0;
         loop {
-            if let Err(error) =
-                self.store.set(&self.own_key, Bytes::copy_from_slice(&beat.to_le_bytes())).await
-            {
+            number += 1;
+            if let Err(error) = self.beat(number).await {
                 self.left.notify_one();
                 return error;
             }
-            beat += 1;
             tokio::select! {
                 biased;
                 () = self.leaving.notified() => {
@@ -66,6 +74,10 @@ impl<'a, S: Store> Pulse<'a, S> {
                 _ = ticker.tick() => {}
             }
         }
+    }
+
+    async fn beat(&self, number: u64) -> Result<()> {
+        self.store.set(&self.own_key, Bytes::copy_from_slice(&number.to_le_bytes())).await
     }
 
     /// Waits until [`speak`](Self::speak), which somebody must poll, has written for the last time. To be

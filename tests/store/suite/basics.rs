@@ -1,91 +1,15 @@
-//! What must hold for every store, run over each of them.
+//! Values, counters and waits.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kvpipe::Error;
-use kvpipe::net::TokioNet;
-use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
-use kvpipe::store::{Limits, MemoryStore, PrefixStore, Store};
+use kvpipe::store::{Limits, Store};
 
-use crate::support::{LONG, connect_with, in_time, server_at};
+use super::{VALUE_BYTES, World};
+use crate::support::{LONG, in_time};
 
-/// One store as two ranks see it, and what keeps it alive.
-struct World<S> {
-    a: S,
-    b: S,
-    _server: Option<TcpStoreServer>,
-}
-
-/// The limit on values in this suite: not so large that testing it takes long.
-const VALUE_BYTES: usize = 1 << 20;
-
-fn limits() -> Limits {
-    let mut limits = Limits::default();
-    limits.value_bytes = VALUE_BYTES;
-    limits
-}
-
-fn memory() -> World<MemoryStore> {
-    let store = MemoryStore::with_limits(limits());
-    World { a: store.clone(), b: store, _server: None }
-}
-
-async fn tcp(host: IpAddr) -> World<TcpStore<TokioNet>> {
-    let server = server_at(host, limits()).await;
-    let connect = || connect_with(server.local_addr(), limits());
-    World { a: connect().await, b: connect().await, _server: Some(server) }
-}
-
-fn prefixed<S: Store>(world: World<S>) -> World<PrefixStore<S>> {
-    let World { a, b, _server } = world;
-    World { a: PrefixStore::new("p", a), b: PrefixStore::new("p", b), _server }
-}
-
-macro_rules! for_every_store {
-    ($($scenario:ident)*) => {
-        for_every_store!(@over memory: memory(); $($scenario)*);
-        for_every_store!(@over prefix_of_memory: prefixed(memory()); $($scenario)*);
-        for_every_store!(@over tcp_v4: tcp(Ipv4Addr::LOCALHOST.into()).await; $($scenario)*);
-        for_every_store!(@over tcp_v6: tcp(Ipv6Addr::LOCALHOST.into()).await; $($scenario)*);
-        for_every_store!(@over prefix_of_tcp: prefixed(tcp(Ipv4Addr::LOCALHOST.into()).await); $($scenario)*);
-    };
-    (@over $store:ident: $world:expr; $($scenario:ident)*) => {
-        mod $store {
-            use super::*;
-
-            $(#[tokio::test]
-            async fn $scenario() {
-                super::$scenario($world).await;
-            })*
-        }
-    };
-}
-
-for_every_store! {
-    a_value_comes_back_as_it_was_set
-    a_second_set_replaces_the_first
-    get_waits_for_the_key
-    get_times_out_naming_the_key_and_how_long
-    many_gets_of_one_key_all_wake
-    add_counts_from_zero_and_stores_decimal_text
-    add_refuses_a_value_that_is_no_number_and_leaves_it
-    add_refuses_overflow_and_leaves_the_value
-    concurrent_adds_all_count
-    add_wakes_a_waiter
-    check_is_true_only_for_all_keys
-    wait_returns_once_every_key_has_come_even_if_one_is_gone_again
-    wait_for_nothing_or_for_what_is_there_returns
-    wait_times_out_naming_its_keys
-    delete_says_whether_the_key_was_there
-    a_dropped_get_leaves_the_store_usable
-    a_key_over_the_limit_is_the_callers_mistake
-    a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_not
-    the_longest_timeout_is_accepted
-}
-
-async fn a_value_comes_back_as_it_was_set<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn a_value_comes_back_as_it_was_set<S: Store>(World { a, b, .. }: World<S>) {
     let every_byte: Bytes = (0..=255).collect();
     for value in [Bytes::new(), every_byte, vec![7; 300_000].into()] {
         a.set("key/with ünicode", value.clone(), LONG).await.unwrap();
@@ -93,33 +17,33 @@ async fn a_value_comes_back_as_it_was_set<S: Store>(World { a, b, .. }: World<S>
     }
 }
 
-async fn a_second_set_replaces_the_first<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn a_second_set_replaces_the_first<S: Store>(World { a, b, .. }: World<S>) {
     a.set("k", "long value".into(), LONG).await.unwrap();
     b.set("k", "v".into(), LONG).await.unwrap();
     assert_eq!(a.get("k", LONG).await.unwrap(), "v");
 }
 
-async fn get_waits_for_the_key<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn get_waits_for_the_key<S: Store>(World { a, b, .. }: World<S>) {
     let (got, set) = tokio::join!(biased; a.get("k", LONG), b.set("k", "v".into(), LONG));
     set.unwrap();
     assert_eq!(got.unwrap(), "v");
 }
 
-async fn get_times_out_naming_the_key_and_how_long<S: Store>(World { a, .. }: World<S>) {
+pub(crate) async fn get_times_out_naming_the_key_and_how_long<S: Store>(World { a, .. }: World<S>) {
     let error = a.get("never", Duration::from_millis(20)).await.unwrap_err();
     let Error::Timeout { awaited, after } = &error else { panic!("{error}") };
     assert!(awaited.contains("never\""), "{error}");
     assert_eq!(*after, Duration::from_millis(20));
 }
 
-async fn many_gets_of_one_key_all_wake<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn many_gets_of_one_key_all_wake<S: Store>(World { a, b, .. }: World<S>) {
     let (one, two, three, set) = tokio::join!(biased;
         a.get("k", LONG), a.get("k", LONG), b.get("k", LONG), b.set("k", "v".into(), LONG));
     set.unwrap();
     assert_eq!([one.unwrap(), two.unwrap(), three.unwrap()], ["v", "v", "v"]);
 }
 
-async fn add_counts_from_zero_and_stores_decimal_text<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn add_counts_from_zero_and_stores_decimal_text<S: Store>(World { a, b, .. }: World<S>) {
     assert_eq!(a.add("n", 5, LONG).await.unwrap(), 5);
     assert_eq!(b.add("n", -7, LONG).await.unwrap(), -2);
     assert_eq!(a.get("n", LONG).await.unwrap(), "-2");
@@ -127,7 +51,9 @@ async fn add_counts_from_zero_and_stores_decimal_text<S: Store>(World { a, b, ..
     assert_eq!(b.add("n", 2, LONG).await.unwrap(), 42);
 }
 
-async fn add_refuses_a_value_that_is_no_number_and_leaves_it<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn add_refuses_a_value_that_is_no_number_and_leaves_it<S: Store>(
+    World { a, b, .. }: World<S>,
+) {
     a.set("n", "12abc".into(), LONG).await.unwrap();
     let error = a.add("n", 1, LONG).await.unwrap_err();
     assert!(error.to_string().contains("n\""), "{error}");
@@ -135,13 +61,13 @@ async fn add_refuses_a_value_that_is_no_number_and_leaves_it<S: Store>(World { a
     assert_eq!(a.add("other", 1, LONG).await.unwrap(), 1);
 }
 
-async fn add_refuses_overflow_and_leaves_the_value<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn add_refuses_overflow_and_leaves_the_value<S: Store>(World { a, b, .. }: World<S>) {
     assert_eq!(a.add("n", i64::MAX, LONG).await.unwrap(), i64::MAX);
     a.add("n", 1, LONG).await.unwrap_err();
     assert_eq!(b.add("n", 0, LONG).await.unwrap(), i64::MAX);
 }
 
-async fn concurrent_adds_all_count<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn concurrent_adds_all_count<S: Store>(World { a, b, .. }: World<S>) {
     for _ in 0..20 {
         let (one, two, three) = tokio::join!(a.add("n", 1, LONG), b.add("n", 1, LONG), b.add("n", 1, LONG));
         one.unwrap();
@@ -151,20 +77,22 @@ async fn concurrent_adds_all_count<S: Store>(World { a, b, .. }: World<S>) {
     assert_eq!(a.add("n", 0, LONG).await.unwrap(), 60);
 }
 
-async fn add_wakes_a_waiter<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn add_wakes_a_waiter<S: Store>(World { a, b, .. }: World<S>) {
     let (waited, sum) = tokio::join!(biased; a.wait(&["n"], LONG), b.add("n", 3, LONG));
     waited.unwrap();
     assert_eq!(sum.unwrap(), 3);
 }
 
-async fn check_is_true_only_for_all_keys<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn check_is_true_only_for_all_keys<S: Store>(World { a, b, .. }: World<S>) {
     assert!(a.check(&[], LONG).await.unwrap());
     a.set("k", Bytes::new(), LONG).await.unwrap();
     assert!(b.check(&["k", "k"], LONG).await.unwrap());
     assert!(!b.check(&["k", "other"], LONG).await.unwrap());
 }
 
-async fn wait_returns_once_every_key_has_come_even_if_one_is_gone_again<S: Store>(world: World<S>) {
+pub(crate) async fn wait_returns_once_every_key_has_come_even_if_one_is_gone_again<S: Store>(
+    world: World<S>,
+) {
     let World { a, b, .. } = world;
     let others = async {
         b.set("x", "1".into(), LONG).await?;
@@ -178,27 +106,27 @@ async fn wait_returns_once_every_key_has_come_even_if_one_is_gone_again<S: Store
     assert!(!a.check(&["x"], LONG).await.unwrap());
 }
 
-async fn wait_for_nothing_or_for_what_is_there_returns<S: Store>(World { a, .. }: World<S>) {
+pub(crate) async fn wait_for_nothing_or_for_what_is_there_returns<S: Store>(World { a, .. }: World<S>) {
     a.wait(&[], LONG).await.unwrap();
     a.set("k", "v".into(), LONG).await.unwrap();
     a.wait(&["k"], LONG).await.unwrap();
 }
 
-async fn wait_times_out_naming_its_keys<S: Store>(World { a, .. }: World<S>) {
+pub(crate) async fn wait_times_out_naming_its_keys<S: Store>(World { a, .. }: World<S>) {
     a.set("here", "v".into(), LONG).await.unwrap();
     let error = a.wait(&["here", "never"], Duration::from_millis(20)).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("here\"") && error.to_string().contains("never\""), "{error}");
 }
 
-async fn delete_says_whether_the_key_was_there<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn delete_says_whether_the_key_was_there<S: Store>(World { a, b, .. }: World<S>) {
     a.set("k", "v".into(), LONG).await.unwrap();
     assert!(b.delete("k", LONG).await.unwrap());
     assert!(!a.delete("k", LONG).await.unwrap());
     assert!(!a.check(&["k"], LONG).await.unwrap());
 }
 
-async fn a_dropped_get_leaves_the_store_usable<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn a_dropped_get_leaves_the_store_usable<S: Store>(World { a, b, .. }: World<S>) {
     {
         let getting = a.get("k", LONG);
         tokio::pin!(getting);
@@ -213,7 +141,7 @@ async fn a_dropped_get_leaves_the_store_usable<S: Store>(World { a, b, .. }: Wor
     assert_eq!(a.get("other", LONG).await.unwrap(), "v");
 }
 
-async fn a_key_over_the_limit_is_the_callers_mistake<S: Store>(World { a, .. }: World<S>) {
+pub(crate) async fn a_key_over_the_limit_is_the_callers_mistake<S: Store>(World { a, .. }: World<S>) {
     let long = "k".repeat(Limits::default().key_bytes + 1);
     let errors = [
         a.set(&long, "v".into(), LONG).await.unwrap_err(),
@@ -222,13 +150,22 @@ async fn a_key_over_the_limit_is_the_callers_mistake<S: Store>(World { a, .. }: 
         a.check(&[&long], LONG).await.unwrap_err(),
         a.wait(&["k", &long], LONG).await.unwrap_err(),
         a.delete(&long, LONG).await.unwrap_err(),
+        a.append(&long, "v".into(), LONG).await.unwrap_err(),
+        a.compare_set(&long, "".into(), "v".into(), LONG).await.unwrap_err(),
+        a.multi_get(&["k", &long], LONG).await.unwrap_err(),
+        a.multi_set(&[("k", "v".into()), (&long, "v".into())], LONG).await.unwrap_err(),
+        a.queue_push(&long, "v".into(), LONG).await.unwrap_err(),
+        a.queue_pop(&long, LONG).await.unwrap_err(),
+        a.try_queue_pop(&long, LONG).await.unwrap_err(),
+        a.queue_len(&long, LONG).await.unwrap_err(),
+        a.barrier(&long, 1, LONG).await.unwrap_err(),
     ];
     for error in errors {
         assert!(matches!(&error, Error::Misuse(message) if message.contains("8192")), "{error}");
     }
 }
 
-async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_not<S: Store>(
+pub(crate) async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_not<S: Store>(
     World { a, b, .. }: World<S>,
 ) {
     let largest = Bytes::from(vec![3; VALUE_BYTES]);
@@ -239,7 +176,7 @@ async fn a_value_over_the_limit_is_the_callers_mistake_and_the_limit_itself_is_n
     assert!(b.get("k", LONG).await.unwrap() == largest);
 }
 
-async fn the_longest_timeout_is_accepted<S: Store>(World { a, b, .. }: World<S>) {
+pub(crate) async fn the_longest_timeout_is_accepted<S: Store>(World { a, b, .. }: World<S>) {
     let longest = Duration::MAX;
     let both = async { tokio::join!(biased; a.get("k", longest), b.set("k", "v".into(), longest)) };
     let (got, set) = in_time(both).await;

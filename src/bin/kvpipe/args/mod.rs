@@ -1,12 +1,15 @@
 //! What the command line takes. The doc comments of fields are the help text.
 
-use std::net::{IpAddr, SocketAddr};
+mod rank;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kvpipe::transport::Ring;
+use kvpipe::store::Limits;
 
+pub(crate) use self::rank::{Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
 use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
 
@@ -18,7 +21,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 
     /// Log what the library does to standard error
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 900)]
     pub(crate) verbose: bool,
 }
 
@@ -50,13 +53,18 @@ pub(crate) enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = DEMO_EXAMPLES)]
 pub(crate) struct DemoArgs {
-    /// How many ranks to start, in a ring; 1 sends to itself
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) ranks: u16,
+    /// How many ranks to start, in a ring; 1 sends to itself [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
+    pub(crate) ranks: Option<u16>,
 
     /// How the ranks are connected; memory: all in one process, nothing is copied
-    #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
-    pub(crate) transport: DemoTransport,
+    /// [default: tcp; store with --wire vllm]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<DemoTransport>,
+
+    /// In whose protocol
+    #[arg(long, value_enum, default_value_t = Wire::Native)]
+    pub(crate) wire: Wire,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -64,29 +72,41 @@ pub(crate) struct DemoArgs {
     #[command(flatten)]
     pub(crate) pipe: PipeArgs,
 
-    /// Seconds that anything may take: the ranks to appear, a request to arrive
-    #[arg(long, value_name = "S", default_value = "60")]
-    pub(crate) timeout: Seconds,
+    /// Seconds that anything may take: the ranks to appear, a request to arrive [default: 60]
+    #[arg(long, value_name = "S")]
+    pub(crate) timeout: Option<Seconds>,
+
+    #[command(flatten)]
+    pub(crate) transfer: TransferArgs,
 
     /// Print the result as JSON, on one line
     #[arg(long)]
     pub(crate) json: bool,
 }
 
+/// The most ranks of a demo: they all are processes of one machine.
+pub(crate) const RANKS_MAX: i64 = 64;
+
 const DEMO_EXAMPLES: &str = "\
 Examples:
   kvpipe demo
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
+  kvpipe demo --wire vllm
+  kvpipe demo --kv-transfer-config \\
+    '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
 What the numbers mean:
-  Requests are moved one after the other. All ranks start one at the same moment, and check it when
-  it has arrived; the time for checking is not counted. SECONDS is the time from the start of each
-  request until its None has arrived, added up. P50 and P99 are of the time that each item took: from
-  the one before it, or from the start of the request, until it arrived. GB is 10^9 bytes.
-  OF SOCKET is the share of the speed of bare sockets in the same run: after each request all ranks
-  move its first 32 MiB again at the same time, over bare sockets, once for each of four read sizes;
-  the fastest counts, as in kvpipe bench. In memory nothing is copied, so there it has no meaning.";
+  Requests are moved one after the other. All ranks start one at the same
+  moment, and check it when it has arrived; the time for checking is not
+  counted. SECONDS is the time from the start of each request until its None
+  has arrived, added up. P50 and P99 are of the time that each item took: from
+  the one before it, or from the start of the request, until it arrived. GB is
+  10^9 bytes. OF SOCKET is the share of the speed of bare sockets in the same
+  run: after each request all ranks move its first 32 MiB again at the same
+  time, over bare sockets, once for each of four read sizes; the fastest
+  counts, as in kvpipe bench. In memory nothing is copied, so there it has no
+  meaning.";
 
 /// What the demo moves.
 #[derive(Clone, Debug, Args)]
@@ -127,6 +147,22 @@ pub(crate) enum DemoTransport {
     Memory,
 }
 
+impl DemoArgs {
+    /// How processes are connected; None where all ranks are in one.
+    pub(crate) fn path(&self) -> Result<Option<Path>, Failure> {
+        let transport = match self.transport {
+            None => None,
+            Some(DemoTransport::Tcp) => Some(WireTransport::Tcp),
+            Some(DemoTransport::Store) => Some(WireTransport::Store),
+            Some(DemoTransport::Memory) if self.wire == Wire::Native => return Ok(None),
+            Some(DemoTransport::Memory) => {
+                return Err(Failure::usage("in memory there is no wire").hint("leave out --wire vllm"));
+            }
+        };
+        Path::new(transport, self.wire).map(Some)
+    }
+}
+
 /// What the benchmark knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchTransport {
@@ -139,9 +175,9 @@ pub(crate) enum BenchTransport {
 /// One rank of a demo, started by `demo`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoRankArgs {
-    /// Where rank 0's store listens; rank 0 itself takes none, chooses a port and prints it
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) store: Option<HostPort>,
+    /// Where rank 0's store listens; rank 0 itself serves it there and prints the address
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) store: SocketAddr,
 
     #[arg(long)]
     pub(crate) rank: usize,
@@ -150,7 +186,7 @@ pub(crate) struct DemoRankArgs {
     pub(crate) world_size: usize,
 
     #[arg(long, value_enum)]
-    pub(crate) transport: WireTransport,
+    pub(crate) path: Path,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -210,19 +246,22 @@ Examples:
   kvpipe bench --plot bench.svg
 
 What the numbers mean:
-  SOCKET is the limit: the best of bare sockets that read an item at once, or at most 64 KiB,
-  256 KiB or 1 MiB of it at a time (SOCKET READS says which), into buffers that are used again,
-  with an acknowledgement of a byte for each item, and with as many bytes on the way as the pipe
-  may have. RATIO is the pipe's speed by that. Each clock runs from the first send until the
-  receiver has said that it holds the last item. The ways take turns in every round, and the
-  median of the rounds counts.
-  P50 and P99 are of single items, one at a time: from the send until the receiver has said that
-  it holds the item. CRC COSTS is the share of the speed that the pipe would lose with checksums.
-  ITEMS is of each round. GB is 10^9 bytes, MiB 2^20. Peak memory is of two more processes, which
-  fill their buffers (256 MiB at most) with each size and empty them again.
+  SOCKET is the limit: the best of bare sockets that read an item at once, or
+  at most 64 KiB, 256 KiB or 1 MiB of it at a time (SOCKET READS says which),
+  into buffers that are used again, with an acknowledgement of a byte for each
+  item, and with as many bytes on the way as the pipe may have. RATIO is the
+  pipe's speed by that. Each clock runs from the first send until the receiver
+  has said that it holds the last item. The ways take turns in every round, and
+  the median of the rounds counts. P50 and P99 are of single items, one at a
+  time: from the send until the receiver has said that it holds the item. CRC
+  COSTS is the share of the speed that the pipe would lose with checksums.
+  ITEMS is of each round. GB is 10^9 bytes, MiB 2^20. Peak memory is of two
+  more processes, which fill their buffers (256 MiB at most) with each size and
+  empty them again.
 
-  --transport memory: a bounded channel of std in place of the sockets. Neither copies anything, so
-  what counts is items, and P50 and P99 end when the receiver has the item.
+  --transport memory: a bounded channel of std in place of the sockets. Neither
+  copies anything, so what counts is items, and P50 and P99 end when the
+  receiver has the item.
 
 With --json, a line for each size, and lines with a \"detail\" for all else:
   {\"transport\":\"tcp\",\"size\":4194304,\"items\":200,\"GBps\":3.1,\"limit_GBps\":3.3,\"ratio\":0.94,
@@ -273,18 +312,42 @@ pub(crate) enum BenchRole {
 /// It speaks PyTorch's TCPStore protocol, which has no authentication: whoever reaches the port can
 /// read and change every key. It ends with code 0 on SIGINT and SIGTERM.
 #[derive(Clone, Debug, Args)]
-#[command(
-    after_help = "Examples:\n  kvpipe store --listen 127.0.0.1:29500\n  kvpipe store --listen [::1]:0 --json"
-)]
+#[command(after_help = STORE_EXAMPLES)]
 pub(crate) struct StoreArgs {
     /// The address to listen on, and no other; port 0 chooses a free one
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: HostPort,
 
+    /// Bytes of the largest value that is taken; PyTorch's libuv server takes 8MiB [default: 1GiB]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) max_value_bytes: Option<ByteSize>,
+
+    /// Connections at a time, of which a rank may have several; one more is closed at once
+    #[arg(long, value_name = "N", default_value_t = Limits::default().clients as u64,
+          value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) max_clients: u64,
+
+    /// Print what the store holds and has done every so many seconds, 10 if not said, and at the end
+    ///
+    /// "2 clients, 1 waiting": connections, and those of them with a WAIT or BARRIER pending. "refused":
+    /// connections closed for what their clients did, or because there were too many.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "10")]
+    pub(crate) stats: Option<Seconds>,
+
+    /// Listen even on 0.0.0.0 or [::], where whoever reaches this machine may use the store
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+
     /// Print JSON lines
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+const STORE_EXAMPLES: &str = "\
+Examples:
+  kvpipe store --listen 127.0.0.1:29500
+  kvpipe store --listen [::1]:0 --json
+  kvpipe store --listen 10.0.0.1:29500 --max-value-bytes 64MiB --stats 60";
 
 /// Send tensors to the next rank, then close the pipe gracefully
 ///
@@ -310,7 +373,16 @@ Examples:
     kvpipe send --store 127.0.0.1:29500 --rank 0 --world-size 2 request1.safetensors none
     kvpipe recv --store 127.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
 
-  A missing or corrupt file is a failure (exit code 1), found before anything is sent.";
+  The same, from what vLLM takes:
+    kvpipe send --kv-transfer-config '{\"kv_rank\":0,\"kv_parallel_size\":2,
+      \"kv_port\":29500,\"kv_buffer_device\":\"cpu\"}' request1.safetensors none
+
+  To a vLLM process that receives with its PyNcclPipe:
+    kvpipe send --wire vllm --store 10.0.0.1:14579 --rank 0 --world-size 2 kv.safetensors none
+
+  A missing or corrupt file is a failure (exit code 1), found before anything is sent.
+  On vLLM's wire nothing comes back: it succeeds once the store has every item. A rank 0 that
+  serves the store stays until the others have left, or --timeout has passed.";
 
 /// Receive tensors from the previous rank
 ///
@@ -338,125 +410,10 @@ Examples:
   kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
   kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --count 1 --json
 
+  What a vLLM process sends with its PyNcclPipe. Its wire has no end, so say how many:
+    kvpipe recv --wire vllm --store 10.0.0.1:14579 --rank 1 --world-size 2 --count 2
+
 With --json, a line for each item and one at the end:
   {\"index\":0,\"dtype\":\"BF16\",\"shape\":[2,3],\"bytes\":12,\"crc32c\":\"89ab01ef\"}
   {\"index\":1,\"none\":true}
   {\"received\":2,\"tensors\":1,\"bytes\":12,\"complete\":true}";
-
-/// Who we are, and how we find the others.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct RankArgs {
-    /// The store: rank 0 serves it on exactly this address, other ranks connect to it
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) store: HostPort,
-
-    /// Our rank, from 0; it sends to the next one and receives from the previous one
-    #[arg(long, value_name = "R")]
-    pub(crate) rank: usize,
-
-    /// How many ranks there are
-    #[arg(long, value_name = "N")]
-    pub(crate) world_size: usize,
-
-    /// The store runs elsewhere (see `kvpipe store`), so rank 0 connects to it as well
-    #[arg(long)]
-    pub(crate) external_store: bool,
-
-    /// The address to receive at and to publish [default: ours in the connection to the store]
-    ///
-    /// `send` only connects, and so has no use for it.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) host: Option<IpAddr>,
-
-    /// The name of the group of ranks; ranks of different groups don't meet [default: none]
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub(crate) group: String,
-
-    /// How the items travel
-    #[arg(long, value_enum, default_value_t = WireTransport::Tcp)]
-    pub(crate) transport: WireTransport,
-
-    #[command(flatten)]
-    pub(crate) pipe: PipeArgs,
-
-    /// Seconds to wait for the peer to appear, or to take an item; an idle peer is waited for
-    #[arg(long, value_name = "S", default_value = "300")]
-    pub(crate) timeout: Seconds,
-
-    /// Seconds of silence after which the peer counts as dead, at least 0.1
-    #[arg(long, value_name = "S", default_value = "5")]
-    pub(crate) heartbeat: Seconds,
-
-    /// Seconds in which a connection that broke may come back; "none" gives up at once
-    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds_or_none)]
-    pub(crate) reconnect: Seconds,
-
-    /// Print JSON lines, and nothing else, on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-fn seconds_or_none(text: &str) -> Result<Seconds, String> {
-    match text {
-        "none" => Ok(Seconds(Duration::ZERO)),
-        text => text.parse().map_err(|error| format!("{error}, or \"none\"")),
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WireTransport {
-    /// One TCP connection for each edge
-    Tcp,
-    /// As values of the store, where ranks can reach nothing else
-    Store,
-}
-
-/// How a pipe is set up.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct PipeArgs {
-    /// Bytes of tensors to hold at most, such as 64MiB; a larger tensor travels alone [default: 1GB]
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) buffer_size: Option<ByteSize>,
-
-    /// Bytes of the largest tensor that is taken; both ends must agree [default: 4GiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) max_item_size: Option<ByteSize>,
-
-    /// Send a CRC32C with every item, and check it; both ends must agree
-    #[arg(long)]
-    pub(crate) checksum: bool,
-
-    /// A file with the secret that both ends must know; a line break at its end is dropped
-    ///
-    /// Without it, the environment variable KVPIPE_SECRET is used if there is one. The secret proves
-    /// who connects; it encrypts nothing.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) secret_file: Option<PathBuf>,
-}
-
-impl RankArgs {
-    /// Our place in the ring, once the arguments fit together.
-    pub(crate) fn ring(&self) -> Result<Ring, Failure> {
-        let ring =
-            Ring::new(self.rank, self.world_size).map_err(|error| Failure::usage(error.to_string()))?;
-        if self.world_size == 1 {
-            return Err(Failure::usage("a world size of 1 has nobody to talk to"));
-        }
-        if self.store.port == 0 && !self.serves_store() {
-            return Err(Failure::usage(format!("the store can't be at {}: port 0 is none", self.store)));
-        }
-        if let Some(host) = self.host
-            && host.is_unspecified()
-        {
-            return Err(Failure::usage(format!(
-                "nobody can connect to --host {host}: give an address of this machine"
-            )));
-        }
-        Ok(ring)
-    }
-
-    /// Whether the store is ours to serve.
-    pub(crate) fn serves_store(&self) -> bool {
-        self.rank == 0 && !self.external_store
-    }
-}
