@@ -216,20 +216,27 @@ impl<S: Store> ReceivingEnd<'_, S> {
             let replies: Vec<_> = acknowledgement.into_iter().chain(last_word).collect();
             let report = Report { consumed: fetched, replies };
             self.wait_for_reader(number).await?;
+            if is_last {
+                // Nobody does it after that.
+                self.delete_fetched(fetched).await?;
+            }
             self.store.publish(&self.replies, number, report.encode(), self.heartbeat).await?;
-            let consumed = {
-                let mut state = self.state.lock();
-                state.reported += 1;
-                std::mem::replace(&mut state.consumed, fetched)
-            };
+            self.state.lock().reported += 1;
             if is_last {
                 return Ok(());
             }
             // Behind the report, which the peer may be waiting for.
-            if consumed < fetched {
-                self.store.consume(&self.data, consumed, fetched).await?;
-            }
+            self.delete_fetched(fetched).await?;
         }
+    }
+
+    async fn delete_fetched(&self, fetched: u64) -> Result<()> {
+        let consumed = self.state.lock().consumed;
+        if consumed < fetched {
+            self.store.consume(&self.data, consumed, fetched).await?;
+            self.state.lock().consumed = fetched;
+        }
+        Ok(())
     }
 
     /// Not too many reports are in the store, however slowly the peer reads them.
