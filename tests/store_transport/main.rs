@@ -11,5 +11,6 @@ mod bounds;
 mod hostile;
 mod meeting;
 mod outages;
+mod review;
 mod support;
 mod watched;
