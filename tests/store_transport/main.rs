@@ -11,6 +11,6 @@ mod bounds;
 mod hostile;
 mod meeting;
 mod outages;
-mod review;
+mod slow;
 mod support;
 mod watched;

@@ -67,7 +67,7 @@ pub(super) async fn find_receiver<S: Store>(
                     let (session, peer_session) = (ours.session, theirs.session);
                     return Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() });
                 }
-                store.sweep([keys.sender()]).await;
+                store.sweep(vec![keys.sender()], Vec::new()).await;
             }
             silent = Some(hello);
         }

@@ -308,20 +308,18 @@ impl<S: Store> SendingEnd<'_, S> {
             let flow = self.flow.lock();
             (flow.deleted..flow.handed_over, flow.heard.saturating_sub(1)..flow.heard + REPLIES_MAX)
         };
-        let messages = unread.map(|number| self.data.message(number));
-        let replies = unheard.map(|number| self.replies.message(number));
+        let mut messages: Vec<_> = unread.map(|number| self.data.message(number)).collect();
         match ending {
             Ending::PeerDone(result) => {
-                let last_reply = self.replies.message(self.flow.lock().heard.saturating_sub(1));
-                self.store
-                    .sweep(keys.all_but_messages().into_iter().chain(messages).chain([last_reply]))
-                    .await;
+                messages.extend(self.flow.lock().heard.checked_sub(1).map(|last| self.replies.message(last)));
+                self.store.sweep(keys.all_but_messages(), messages).await;
                 result
             }
             // The peer clears up when it has read it.
             Ending::WeAborted(error) => Err(error),
             Ending::Lost(error) => {
-                self.store.sweep(keys.all_but_messages().into_iter().chain(messages).chain(replies)).await;
+                messages.extend(unheard.map(|number| self.replies.message(number)));
+                self.store.sweep(keys.all_but_messages(), messages).await;
                 self.lost(error)
             }
         }

@@ -12,7 +12,7 @@ use crate::error::{Error, Link, Result};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::transport::store::StoreConfig;
-use crate::transport::timing::{Backoff, GOODBYE};
+use crate::transport::timing::Backoff;
 
 /// A store whose outages are borne for `reconnect_timeout`, and then are the end of the edge.
 ///
@@ -148,17 +148,23 @@ impl<S: Store> Patient<S> {
         }
     }
 
-    /// Deletes what the end of an edge leaves behind, as far as a second allows: what stays harms
-    /// nobody, since every run has its own keys.
-    pub(super) async fn sweep(&self, keys: impl IntoIterator<Item = String>) {
-        let doubtful = std::mem::take(&mut *self.doubtful.lock());
-        let deleting = async {
-            for key in keys.into_iter().chain(doubtful) {
-                self.store.delete(&key, GOODBYE).await?;
+    /// Deletes what the end of an edge leaves behind: `first`, in order, and then `messages`. As far as
+    /// that takes no longer than an answer may: what stays harms nobody, since every run has its own keys.
+    pub(super) async fn sweep(&self, first: Vec<String>, mut messages: Vec<String>) {
+        messages.extend(std::mem::take(&mut *self.doubtful.lock()));
+        let delete = async |keys: Vec<&String>| {
+            for key in keys {
+                self.store.delete(key, self.answer_within).await?;
             }
             Ok::<(), Error>(())
         };
-        if !matches!(timeout(GOODBYE, deleting).await, Ok(Ok(()))) {
+        // Several at a time, for a store that is far away.
+        let part = |lane| messages.iter().skip(lane).step_by(4).collect();
+        let deleting = async {
+            delete(first.iter().collect()).await?;
+            tokio::try_join!(delete(part(0)), delete(part(1)), delete(part(2)), delete(part(3)))
+        };
+        if !matches!(timeout(self.answer_within, deleting).await, Ok(Ok(_))) {
             tracing::debug!(link = %self.link, "some keys of the edge stay in the store");
         }
     }

@@ -99,7 +99,13 @@ impl Store for Slow {
         self.run(limit, deleting).await
     }
 
-    async fn compare_set(&self, key: &str, expected: Bytes, desired: Bytes, limit: Duration) -> Result<Bytes> {
+    async fn compare_set(
+        &self,
+        key: &str,
+        expected: Bytes,
+        desired: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes> {
         let comparing = async {
             let stored = self.inner.compare_set(key, expected, desired.clone(), limit).await?;
             if stored == desired {
@@ -188,7 +194,9 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
     let narrow = [1 << 10, 64 << 10, 1 << 20][seed as usize % 3];
     let (receiver, rd) = receiving(&store, config(), PipeConfig::default().with_buffer_bytes(narrow));
     let at = (seed * 7) % 30;
-    let sent: Vec<_> = (0..30).map(|n| if n % 5 == 4 { None } else { numbered(n, [0, 10, 3_000, 20_000][n as usize % 4]) }).collect();
+    let sent: Vec<_> = (0..30)
+        .map(|n| if n % 5 == 4 { None } else { numbered(n, [0, 10, 3_000, 20_000][n as usize % 4]) })
+        .collect();
     for item in &sent {
         sender.send(item.clone()).await.map_err(|e| e.to_string())?;
     }
@@ -196,14 +204,19 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
     let mut received = Vec::new();
     if ending != Ending::Close {
         for _ in 0..at {
-            received.push(timeout(HANG, receiver.recv()).await.map_err(|_| "recv hangs")?.map_err(|e| e.to_string())?);
+            received.push(
+                timeout(HANG, receiver.recv()).await.map_err(|_| "recv hangs")?.map_err(|e| e.to_string())?,
+            );
         }
     }
     let mut sender = Some(sender);
     let mut receiver = Some(receiver);
     match ending {
         Ending::Close => {}
-        Ending::ReceiverCloses => timeout(HANG, receiver.as_ref().unwrap().close()).await.map_err(|_| "close hangs")?.map_err(|e| e.to_string())?,
+        Ending::ReceiverCloses => timeout(HANG, receiver.as_ref().unwrap().close())
+            .await
+            .map_err(|_| "close hangs")?
+            .map_err(|e| e.to_string())?,
         Ending::ReceiverDrops => receiver = None,
         Ending::SenderAborts => sender.as_ref().unwrap().sender().unwrap().abort("enough"),
         Ending::SenderDrops => sender = None,
@@ -222,7 +235,8 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
             None => None,
         }
     };
-    let (closed, drained) = timeout(HANG, async { tokio::join!(closing, draining) }).await.map_err(|_| "hangs")?;
+    let (closed, drained) =
+        timeout(HANG, async { tokio::join!(closing, draining) }).await.map_err(|_| "hangs")?;
     let mut end = None;
     if let Some((rest, error)) = drained {
         received.extend(rest);
@@ -234,7 +248,11 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
     if let Some(sender) = &sender {
         let undelivered = sender.undelivered();
         let first = undelivered.first().map_or(30, |u| u.sequence as usize);
-        if received.len() < first && receiver.is_some() && ending != Ending::ReceiverCloses && ending != Ending::ReceiverKilled {
+        if received.len() < first
+            && receiver.is_some()
+            && ending != Ending::ReceiverCloses
+            && ending != Ending::ReceiverKilled
+        {
             return Err(format!("{} received, but all below {first} were acknowledged", received.len()));
         }
         if ending == Ending::Close && closed.as_ref().is_some_and(|c| c.is_err()) {
@@ -251,7 +269,10 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
     let _ = (a, b);
     let left = keys(&store);
     if !left.is_empty() {
-        let short: Vec<_> = left.iter().map(|k| k.rsplit_once("/edge/").map_or(k.as_str(), |p| p.1).get(36..).unwrap_or(k)).collect();
+        let short: Vec<_> = left
+            .iter()
+            .map(|k| k.rsplit_once("/edge/").map_or(k.as_str(), |p| p.1).get(36..).unwrap_or(k))
+            .collect();
         return Err(format!("left: {short:?}"));
     }
     Ok(())
