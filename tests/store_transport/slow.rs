@@ -277,3 +277,87 @@ async fn run(seed: u64, ending: Ending) -> std::result::Result<(), String> {
     }
     Ok(())
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_reaches_a_receiver_whose_user_is_slow() {
+    let store = Slow::default();
+    let (sender, _a) = sending(&store, config(), PipeConfig::default());
+    let (receiver, _b) = receiving(&store, config(), PipeConfig::default().with_buffer_bytes(8 << 10));
+    for number in 0..60 {
+        sender.send(numbered(number, 8 << 10)).await.unwrap();
+    }
+    sleep(Duration::from_secs(60)).await;
+    sender.sender().unwrap().abort("enough");
+    sleep(Duration::from_secs(60)).await;
+    let (_, end) = drain(&receiver).await;
+    assert!(matches!(end, Error::PeerAborted { .. }), "{end}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_begins_anew_ends_the_edge() {
+    let store = Slow::default();
+    let (sender, _a) = sending(&store, config(), PipeConfig::default());
+    let (receiver, _b) = receiving(&store, config(), PipeConfig::default().with_buffer_bytes(8 << 10));
+    for number in 0..10 {
+        sender.send(numbered(number, 8 << 10)).await.unwrap();
+    }
+    receiver.recv().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    for key in store.inner.list_keys(HANG).await.unwrap() {
+        store.inner.delete(&key, HANG).await.unwrap();
+    }
+    let all = async {
+        for _ in 1..10 {
+            receiver.recv().await?;
+        }
+        Ok::<(), Error>(())
+    };
+    assert!(timeout(HANG, all).await.is_ok(), "messages are lost, and the receiver waits for ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ends_that_do_not_fit_leave_nothing() {
+    let store = Slow::default();
+    let (sender, sd) = sending(&store, config(), PipeConfig::default());
+    let other = PipeConfig { max_item_bytes: 12_345, ..PipeConfig::default() };
+    let (receiver, rd) = receiving(&store, config(), other);
+    let error = sender.close().await.unwrap_err();
+    assert!(matches!(error, Error::PeerIncompatible { .. }), "{error}");
+    receiver.recv().await.unwrap_err();
+    let _ = tokio::join!(sd, rd);
+    assert_eq!(keys(&store), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_claimed_the_dead_leaves_nothing_of_its_own() {
+    let store = Slow::default();
+    let (_receiver, driver) = receiving(&store, config(), PipeConfig::default());
+    sleep(Duration::from_secs(1)).await;
+    driver.abort();
+    let short = StoreConfig { connect_timeout: Duration::from_secs(7), ..config() };
+    let (sender, sd) = sending(&store, short, PipeConfig::default());
+    sender.close().await.unwrap_err();
+    sd.await.unwrap();
+    let left = keys(&store);
+    assert!(left.iter().all(|key| key.ends_with("/receiver")), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rank_alone_sends_to_itself() {
+    use kvpipe::transport::Ring;
+    use kvpipe::transport::Transport;
+    use kvpipe::transport::store::StoreTransport;
+    let store = Slow::default();
+    store.state.latency_ms.store(20, Relaxed);
+    let transport = StoreTransport::new(store.clone(), Ring::new(0, 1).unwrap(), config());
+    let (outgoing, incoming) = transport.split();
+    let (pipe, driver) = kvpipe::Pipe::new(outgoing, incoming, PipeConfig::default());
+    let driver = tokio::spawn(driver);
+    for number in 0..30 {
+        pipe.send(numbered(number, 9_000)).await.unwrap();
+        assert_eq!(timeout(HANG, pipe.recv()).await.expect("hangs").unwrap(), numbered(number, 9_000));
+    }
+    timeout(HANG, pipe.close()).await.expect("close hangs").unwrap();
+    timeout(HANG, driver).await.expect("the driver hangs").unwrap();
+    assert_eq!(keys(&store), [""; 0]);
+}

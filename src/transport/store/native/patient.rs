@@ -82,6 +82,16 @@ impl<S: Store> Patient<S> {
         self.persist(look).await
     }
 
+    /// As [`get_if_there`](Self::get_if_there), or `None` if `other` is not there.
+    pub(super) async fn get_beside(&self, other: &str, key: &str) -> Result<Option<Option<Bytes>>> {
+        // In one question, mostly.
+        let both = || async { self.store.check(&[other, key], self.answer_within).await };
+        if !self.persist(both).await? && !self.is_there(other).await? {
+            return Ok(None);
+        }
+        self.get_if_there(key).await.map(Some)
+    }
+
     /// Sets `key` if it is not there, and gives what it holds then. Repeated, it gives the same.
     pub(super) async fn claim(&self, key: &str, value: &Bytes) -> Result<Bytes> {
         self.persist(|| self.store.compare_set(key, Bytes::new(), value.clone(), self.answer_within)).await
