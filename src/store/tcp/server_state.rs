@@ -442,7 +442,7 @@ mod tests {
 
     #[test]
     fn unfinished_requests_and_waits_of_all_clients_are_bounded_together() {
-        let mut server = Server::with_clients(3);
+        let mut server = Server::with_clients(4);
         server.state.unfinished_bytes_limit = 2000;
         let [one, two, three] = [0, 1, 2].map(|client| server.clients[client]);
         assert_eq!(server.state.hold(one, 1000), Ok(()));
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(server.state.hold(two, 1001 - parked), Err(over));
         assert_eq!(server.state.hold(two, 1000 - parked), Ok(()));
         // Nobody else may wait now, but whoever holds something may finish it.
-        assert!(matches!(server.ask(1, wait(&["b"])), Err(Violation::TooMuchUnfinished { .. })));
+        assert!(matches!(server.ask(3, wait(&["b"])), Err(Violation::TooMuchUnfinished { .. })));
         assert_eq!(server.ask(0, set("a")), Ok(vec![(2, Reply::StopWaiting)]));
         server.state.disconnect(two);
         assert_eq!(server.state.unfinished_bytes(), 0);
