@@ -177,9 +177,14 @@ impl ServerState {
     /// A request that is [handled](Self::handle) takes none any more.
     ///
     /// # Errors
-    /// [`Violation::TooMuchUnfinished`] as for [`handle`](Self::handle).
+    /// [`Violation::TooMuchUnfinished`] as for [`handle`](Self::handle); [`Violation::NotValidated`] for a
+    /// client that has not sent VALIDATE, which takes none: a stranger gets no memory.
     pub fn hold(&mut self, client: ClientId, bytes: usize) -> Result<(), Violation> {
-        let held = &mut self.clients.get_mut(&client).ok_or(Violation::NotConnected)?.unfinished_bytes;
+        let Client { stage, unfinished_bytes: held } =
+            self.clients.get_mut(&client).ok_or(Violation::NotConnected)?;
+        if *stage == Stage::Connected && bytes > 0 {
+            return Err(Violation::NotValidated);
+        }
         let others_bytes = self.unfinished_bytes - *held;
         let all_bytes = others_bytes + self.keyspace.waiting_bytes() + bytes;
         // What takes nothing, or less than it did, must not fail because others take much.
@@ -384,6 +389,9 @@ mod tests {
         assert_eq!(server.ask(1, Request::Ping { nonce: 1 }), Err(Violation::NotValidated));
         assert_eq!(server.ask(1, Request::Validate { magic: 1 }), Err(Violation::WrongMagic(1)));
         assert_eq!(server.ask(1, set("a")), Err(Violation::NotValidated));
+        assert_eq!(server.state.hold(server.clients[1], 1), Err(Violation::NotValidated));
+        assert_eq!(server.state.hold(server.clients[1], 0), Ok(()));
+        assert_eq!(server.state.hold(server.clients[0], 1), Ok(()));
         assert_eq!(server.ask(0, Request::Validate { magic: MAGIC }), Err(Violation::ValidatedTwice));
         assert_eq!(server.ask(0, Request::Check { keys: vec!["a".into()] }), Ok(vec![(0, Reply::NotReady)]));
     }

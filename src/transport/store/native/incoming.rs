@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::keys::{RunKeys, Track};
+use super::keys::Track;
 use super::meeting::await_sender;
 use super::message::{Report, Stream};
 use super::patient::Patient;
@@ -80,7 +80,7 @@ pub(in crate::transport::store) async fn run<S: Store>(
         }
     };
     if !said {
-        store.sweep(end.known_keys(&met.keys, config.window_messages())).await;
+        store.sweep(met.keys.all_but_messages(), end.known_messages(config.window_messages())).await;
     }
     match received {
         Err(Error::Closed) => Ok(()),
@@ -216,20 +216,27 @@ impl<S: Store> ReceivingEnd<'_, S> {
             let replies: Vec<_> = acknowledgement.into_iter().chain(last_word).collect();
             let report = Report { consumed: fetched, replies };
             self.wait_for_reader(number).await?;
+            if is_last {
+                // Nobody does it after that.
+                self.delete_fetched(fetched).await?;
+            }
             self.store.publish(&self.replies, number, report.encode(), self.heartbeat).await?;
-            let consumed = {
-                let mut state = self.state.lock();
-                state.reported += 1;
-                std::mem::replace(&mut state.consumed, fetched)
-            };
+            self.state.lock().reported += 1;
             if is_last {
                 return Ok(());
             }
             // Behind the report, which the peer may be waiting for.
-            if consumed < fetched {
-                self.store.consume(&self.data, consumed, fetched).await?;
-            }
+            self.delete_fetched(fetched).await?;
         }
+    }
+
+    async fn delete_fetched(&self, fetched: u64) -> Result<()> {
+        let consumed = self.state.lock().consumed;
+        if consumed < fetched {
+            self.store.consume(&self.data, consumed, fetched).await?;
+            self.state.lock().consumed = fetched;
+        }
+        Ok(())
     }
 
     /// Not too many reports are in the store, however slowly the peer reads them.
@@ -260,13 +267,13 @@ impl<S: Store> ReceivingEnd<'_, S> {
         self.state_changed.notify_one();
     }
 
-    /// The keys that the peer, which is gone, may have left.
-    fn known_keys(&self, keys: &RunKeys, window: u64) -> Vec<String> {
+    /// The messages that may be left when the peer is gone.
+    fn known_messages(&self, window: u64) -> Vec<String> {
         let state = self.state.lock();
         let data = (state.consumed..state.fetched + window).map(|number| self.data.message(number));
         let unread = state.reported.saturating_sub(REPLIES_MAX)..state.reported + 1;
         let replies = unread.map(|number| self.replies.message(number));
-        keys.all_but_messages().into_iter().chain(data).chain(replies).collect()
+        data.chain(replies).collect()
     }
 
     /// The peer is not coming back: an error, unless it had said that there was nothing more, or our

@@ -91,6 +91,8 @@ struct Flow {
     published: u64,
     /// Messages below it were consumed by the peer.
     consumed: u64,
+    /// Messages below it were deleted by the peer, which does so after each report.
+    deleted: u64,
     /// Replies below it were read.
     heard: u64,
 }
@@ -291,6 +293,7 @@ impl<S: Store> SendingEnd<'_, S> {
                 "consumed {consumed} messages, of {handed_over} sent and {before} consumed before"
             )));
         }
+        flow.deleted = flow.consumed;
         if consumed > flow.consumed {
             flow.consumed = consumed;
             self.flow_changed.notify_one();
@@ -303,22 +306,20 @@ impl<S: Store> SendingEnd<'_, S> {
     async fn end(&self, ending: Ending, keys: &RunKeys) -> Result<()> {
         let (unread, unheard) = {
             let flow = self.flow.lock();
-            (flow.consumed..flow.handed_over, flow.heard.saturating_sub(1)..flow.heard + REPLIES_MAX)
+            (flow.deleted..flow.handed_over, flow.heard.saturating_sub(1)..flow.heard + REPLIES_MAX)
         };
-        let messages = unread.map(|number| self.data.message(number));
-        let replies = unheard.map(|number| self.replies.message(number));
+        let mut messages: Vec<_> = unread.map(|number| self.data.message(number)).collect();
         match ending {
             Ending::PeerDone(result) => {
-                let last_reply = self.replies.message(self.flow.lock().heard.saturating_sub(1));
-                self.store
-                    .sweep(keys.all_but_messages().into_iter().chain(messages).chain([last_reply]))
-                    .await;
+                messages.extend(self.flow.lock().heard.checked_sub(1).map(|last| self.replies.message(last)));
+                self.store.sweep(keys.all_but_messages(), messages).await;
                 result
             }
             // The peer clears up when it has read it.
             Ending::WeAborted(error) => Err(error),
             Ending::Lost(error) => {
-                self.store.sweep(keys.all_but_messages().into_iter().chain(messages).chain(replies)).await;
+                messages.extend(unheard.map(|number| self.replies.message(number)));
+                self.store.sweep(keys.all_but_messages(), messages).await;
                 self.lost(error)
             }
         }
