@@ -164,7 +164,7 @@ impl<S: Store> Patient<S> {
         messages.extend(std::mem::take(&mut *self.doubtful.lock()));
         let delete = async |keys: Vec<&String>| {
             for key in keys {
-                self.store.delete(key, self.answer_within).await?;
+                self.delete(key).await?;
             }
             Ok::<(), Error>(())
         };
