@@ -14,5 +14,4 @@ mod defects;
 mod golden;
 mod suite;
 mod support;
-mod torch;
 mod vllm;
