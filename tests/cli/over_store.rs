@@ -62,7 +62,12 @@ async fn what_has_no_meaning_through_a_store_is_refused() {
         (format!("{send} --transport store --checksum none"), "--checksum has no meaning through a store"),
         (format!("{send} --wire vllm --checksum none"), "--checksum has no meaning through a store"),
         (format!("{send} --wire vllm --group g none"), "no names of groups"),
+        (format!("{send} --wire vllm --heartbeat 1 none"), "--heartbeat has no meaning on vllm's wire"),
+        (format!("{send} --wire vllm --reconnect none none"), "--reconnect has no meaning on vllm's wire"),
         (format!("{send} --wire grpc none"), "grpc"),
+        (format!("{send} --transport store --host 127.0.0.1 none"), "--host has no meaning through a store"),
+        ("demo --wire vllm --checksum".into(), "--checksum has no meaning through a store"),
+        ("demo --wire vllm --ranks 1".into(), "a rank can't send to itself"),
         ("demo --transport memory --wire vllm".into(), "in memory there is no wire"),
     ] {
         run(&line).await.exited(2).says(&[says]);

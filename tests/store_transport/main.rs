@@ -11,5 +11,6 @@ mod bounds;
 mod hostile;
 mod meeting;
 mod outages;
+mod slow;
 mod support;
 mod watched;

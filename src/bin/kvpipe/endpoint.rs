@@ -96,6 +96,10 @@ impl DemoPlan {
     /// vLLM's.
     pub(crate) async fn new(args: &DemoArgs) -> Result<Self, Failure> {
         let path = args.path()?;
+        if let Some(path) = path {
+            // Every rank will do so; here it is said once.
+            Way::new(path, tcp_config(&args.pipe, "", Duration::ZERO)?)?;
+        }
         let own = Self {
             ranks: args.ranks.unwrap_or(2),
             store: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -177,13 +181,27 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
 /// The way of a rank that is one of many commands.
 pub(crate) fn rank_way(rank: &RankArgs, timeout: Duration) -> Result<Way, Failure> {
     let path = Path::new(rank.transport, rank.wire)?;
-    if rank.heartbeat.0 < TcpConfig::HEARTBEAT_MIN {
-        let least = TcpConfig::HEARTBEAT_MIN.as_secs_f64();
-        return Err(Failure::usage(format!("--heartbeat {} is below {least} seconds", rank.heartbeat)));
+    if rank.host.is_some() && path != Path::Tcp {
+        let why = "nobody connects to a rank there";
+        return Err(Failure::usage("--host has no meaning through a store").detail(why).hint("leave it out"));
     }
-    let config = tcp_config(&rank.pipe, &rank.group, timeout)?;
-    let (heartbeat, reconnect_timeout) = (rank.heartbeat.0, rank.reconnect.0);
-    Way::new(path, TcpConfig { heartbeat, reconnect_timeout, ..config })
+    for (option, is_given) in
+        [("--heartbeat", rank.heartbeat.is_some()), ("--reconnect", rank.reconnect.is_some())]
+    {
+        if is_given && path == Path::Vllm {
+            return Err(Failure::usage(format!("{option} has no meaning on vllm's wire"))
+                .detail("a peer there gives no sign of life")
+                .hint("leave it out"));
+        }
+    }
+    let mut config = tcp_config(&rank.pipe, &rank.group, timeout)?;
+    config.heartbeat = rank.heartbeat.map_or(config.heartbeat, |heartbeat| heartbeat.0);
+    config.reconnect_timeout = rank.reconnect.map_or(config.reconnect_timeout, |reconnect| reconnect.0);
+    if config.heartbeat < TcpConfig::HEARTBEAT_MIN {
+        let (given, least) = (config.heartbeat.as_secs_f64(), TcpConfig::HEARTBEAT_MIN.as_secs_f64());
+        return Err(Failure::usage(format!("--heartbeat {given} is below {least} seconds")));
+    }
+    Way::new(path, config)
 }
 
 /// How items travel, with all settings of it.

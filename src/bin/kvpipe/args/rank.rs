@@ -34,7 +34,7 @@ pub(crate) struct RankArgs {
 
     /// The address to receive at and to publish [default: ours in the connection to the store]
     ///
-    /// `send` only connects, and so has no use for it.
+    /// `send` only connects, and through the store nobody does, so they have no use for it.
     #[arg(long, value_name = "ADDR")]
     pub(crate) host: Option<IpAddr>,
 
@@ -58,13 +58,13 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "S")]
     pub(crate) timeout: Option<Seconds>,
 
-    /// Seconds of silence after which the peer counts as dead, at least 0.1
-    #[arg(long, value_name = "S", default_value = "5")]
-    pub(crate) heartbeat: Seconds,
+    /// Seconds of silence after which the peer counts as dead, at least 0.1 [default: 5]
+    #[arg(long, value_name = "S")]
+    pub(crate) heartbeat: Option<Seconds>,
 
-    /// Seconds in which a connection that broke may come back; "none" gives up at once
-    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds_or_none)]
-    pub(crate) reconnect: Seconds,
+    /// Seconds in which a connection that broke may come back; "none" gives up at once [default: 3]
+    #[arg(long, value_name = "S", value_parser = seconds_or_none)]
+    pub(crate) reconnect: Option<Seconds>,
 
     /// Print JSON lines, and nothing else, on standard output
     #[arg(long)]
