@@ -3,7 +3,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
-use std::time::Duration;
 
 use kvpipe::net::TokioNet;
 use kvpipe::store::Store;
