@@ -163,7 +163,8 @@ async fn a_failed_send_is_told_to_every_later_call_and_its_item_is_given_back() 
     assert_eq!(receiver.recv().await.unwrap(), bytes(1));
     store.gate.send_replace(Gate::Broken);
     sender.send(bytes(2)).await.unwrap();
-    for outcome in [sender.flush().await, sender.send(None).await.map(drop), sender.close().await] {
+    let told = async { [sender.flush().await, sender.send(None).await.map(drop), sender.close().await] };
+    for outcome in tokio::time::timeout(LONG, told).await.expect("nobody is told") {
         assert!(matches!(outcome, Err(Error::Io { .. })), "{outcome:?}");
     }
     let undelivered = sender.undelivered();
