@@ -119,7 +119,7 @@ impl<S: Store> Patient<S> {
         let mut outage = Outage::default();
         loop {
             let began = Instant::now();
-            match self.store.set(&key, value.clone(), self.answer_within).await {
+            match self.store.set(&key, value.clone(), MESSAGE_WITHIN).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.bear(&mut outage, began, error).await?,
             }
@@ -142,7 +142,7 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 
-    async fn is_there(&self, key: &str) -> Result<bool> {
+    pub(super) async fn is_there(&self, key: &str) -> Result<bool> {
         self.persist(|| async { self.store.check(&[key], self.answer_within).await }).await
     }
 
@@ -212,6 +212,10 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 }
+
+/// How long a single message may take. It may be long, and the network slow; that a store does not answer
+/// at all shows in the heartbeat, which is short.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Since when the store has not answered.
 #[derive(Debug, Default)]
