@@ -44,11 +44,11 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`pipe`] | [`Pipe`], its halves and its driver; how a stream ends; statistics |
-//! | [`transport`] | the contract between pipes and wires; the wires: [`memory`](transport::memory), [`tcp`](transport::tcp) |
+//! | [`transport`] | the contract between pipes and wires; the wires: [`memory`](transport::memory), [`tcp`](transport::tcp), [`store`](transport::store) |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
 //! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
-//! | [`wire`] | every byte that kvpipe's own protocol sends, without I/O |
+//! | [`wire`] | every byte that kvpipe's own protocol sends, and vLLM's pickles, without I/O |
 //! | [`parallel`] | dividing tensors and layers among ranks, as vLLM does |
 //! | [`config`] | [`PipeConfig`]; reading vLLM's `--kv-transfer-config` |
 //! | [`error`] | one [`Error`], by who is at fault |

@@ -9,7 +9,7 @@
 //! | the `n`th object from `src` to `dst` | `kvpipe/NAME/send/SRC/DST/N` | `send_to/DST/N` |
 //! | the `n`th object from `src` to all | `kvpipe/NAME/broadcast/SRC/N`, and `…/N/read`, which counts its readers | `broadcast_from/SRC/N` |
 //! | values | [`Object::encode`] | pickles |
-//! | deleted | once read, a broadcast by the last of its readers | by the sender, an hour after it was sent |
+//! | deleted | once read, a broadcast by the last of its readers | by the sender, an hour after it was sent; once read, if [`deletes_received`](GroupConfig::deletes_received) says so |
 //! | the `n`th barrier | `kvpipe/NAME/barrier/N/…`: `arrived/RANK`, `go`, `left/RANK` | a broadcast of rank 0 with an id, `arrival_ID_RANK`, `departure_ID_RANK` |
 //! | several groups in one store | by their names | each needs a [`PrefixStore`](crate::store::PrefixStore) |
 //!

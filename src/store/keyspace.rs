@@ -90,7 +90,8 @@ impl Keyspace {
         };
         let sum =
             value.checked_add(delta).ok_or_else(|| Refusal::Overflow { key: text(&key), value, delta })?;
-        let satisfied = self.set(key, Bytes::from(sum.to_string()))?;
+        // A copy, since a `String` may have a larger buffer than is counted.
+        let satisfied = self.set(key, Bytes::copy_from_slice(sum.to_string().as_bytes()))?;
         Ok((sum, satisfied))
     }
 

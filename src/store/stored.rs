@@ -34,17 +34,18 @@ impl Stored {
     pub(super) fn append(&mut self, more: &[u8], slack_bytes_max: usize) {
         let length = self.value.len() + more.len();
         let larger = |value: &[u8]| {
-            let mut buffer = BytesMut::with_capacity(length + (length / SLACK_PART).min(slack_bytes_max));
+            let held_bytes = length + (length / SLACK_PART).min(slack_bytes_max);
+            let mut buffer = BytesMut::with_capacity(held_bytes);
             buffer.extend_from_slice(value);
-            buffer
+            (buffer, held_bytes)
         };
-        let mut buffer = match std::mem::take(&mut self.value).try_into_mut() {
-            Ok(buffer) if length <= self.held_bytes.min(buffer.capacity()) => buffer,
+        let (mut buffer, held_bytes) = match std::mem::take(&mut self.value).try_into_mut() {
+            Ok(buffer) if length <= self.held_bytes.min(buffer.capacity()) => (buffer, self.held_bytes),
             Ok(full) => larger(&full),
             Err(shared) => larger(&shared),
         };
         buffer.extend_from_slice(more);
-        self.held_bytes = buffer.capacity();
+        self.held_bytes = held_bytes;
         self.value = buffer.freeze();
     }
 }

@@ -9,6 +9,8 @@
 //! |---|---|---|---|---|
 //! | [`memory`] | yes | yes | yes, of an end that is dropped | no |
 //! | [`tcp`] | yes | yes | yes, of a silent peer too | yes |
+//! | [`store`], native | yes | yes | yes, of a silent peer too | yes, after an outage of the store |
+//! | [`store`], vLLM's wire | no | no | no | no |
 //!
 //! # Writing one
 //!

@@ -111,7 +111,7 @@ async fn people_get_a_table() {
 
 /// Rank 0 with its own file, and rank 1 with another: what they complain of.
 async fn complaints(right: &str, wrong: &str) -> [String; 2] {
-    let common = "demo-rank --world-size 2 --timeout 60 --transport tcp";
+    let common = "demo-rank --world-size 2 --timeout 60 --path tcp";
     let mut first = Process::start(&format!("{common} --rank 0 --input {right} --store 127.0.0.1:0"));
     let event: Value = serde_json::from_str(&first.line().await).unwrap();
     let store = event["store"].as_str().unwrap();

@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod demo;
 mod failures;
+mod over_store;
 mod store;
 mod support;
 mod transfer;

@@ -15,6 +15,7 @@ use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTra
 use kvpipe::transport::{Ring, Transport};
 
 use crate::proxy::Proxy;
+use crate::watched::Watched;
 
 pub(crate) type OutOf<B> = <<B as Backend>::Transport as Transport>::Out;
 pub(crate) type InOf<B> = <<B as Backend>::Transport as Transport>::In;
@@ -169,22 +170,26 @@ impl OverStore {
 }
 
 impl Backend for OverStore {
-    type Transport = StoreTransport<MemoryStore>;
+    type Transport = StoreTransport<Watched>;
     type Wire = ();
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
-        let store = MemoryStore::new();
+        let store = Watched::default();
         let end = |rank| StoreTransport::new(store.clone(), Ring::new(rank, 2).unwrap(), self.config.clone());
         (end(0), end(1))
     }
 
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
-        let store = MemoryStore::new();
+        let store = Watched::default();
         edge_over(store.clone(), store, &self.config)
     }
 
     async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
-        None
+        let store = Watched::default();
+        // Every fifth operation, before or after it has taken effect.
+        store.fails(5, 1);
+        let (outgoing, incoming) = edge_over(store.clone(), store, &self.config);
+        Some((outgoing, incoming, ()))
     }
 
     fn impatient(self) -> Option<Self> {
@@ -271,8 +276,7 @@ impl Backend for OverVllm {
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = MemoryStore::new();
         let end = async |rank| {
-            let mut config = GroupConfig::default();
-            config.wire = WireMode::Vllm;
+            let config = GroupConfig { wire: WireMode::Vllm, ..GroupConfig::default() };
             let group = StatelessProcessGroup::new(store.clone(), rank, 2, config).unwrap();
             VllmTransport::meet(Arc::new(group), BufferPool::new(64 << 20)).await.unwrap()
         };

@@ -7,6 +7,10 @@
 
 #![allow(missing_docs, reason = "a test binary")]
 
+#[macro_use]
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 mod backend;
 mod concurrency;
 mod endings;
@@ -24,6 +28,9 @@ mod scripted;
 mod statistics;
 mod support;
 mod threads;
+#[path = "../store_transport/watched.rs"]
+#[allow(dead_code, reason = "shared with the tests of the transport over a store")]
+mod watched;
 
 /// Makes a test of each scenario of one group. `$needs` tells from the declared guarantees whether
 /// the group applies.

@@ -231,8 +231,11 @@ async fn rank_0_does_not_stay_longer_than_it_is_told_to() {
 async fn a_dropped_send_gets_through_when_the_group_is_closed() {
     let mut groups = created("127.0.0.1", 2, WireMode::Native).await;
     let (one, zero) = (groups.pop().unwrap(), groups.pop().unwrap());
-    // Far enough to have its place.
+    // With the one connection in use, the send has its place, and first connects.
+    let mut receiving = Box::pin(one.recv_obj(0));
+    assert!(poll_once(&mut receiving).await.is_none());
     assert!(dropped_after(1, one.send_obj(&text("x"), 0)).await.is_none());
+    drop(receiving);
     one.close(LONG).await.unwrap();
     assert_eq!(zero.recv_obj(1).await.unwrap(), text("x"));
     zero.close(LONG).await.unwrap();

@@ -14,6 +14,4 @@ mod defects;
 mod golden;
 mod suite;
 mod support;
-mod torch;
-mod unused;
 mod vllm;

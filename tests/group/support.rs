@@ -12,8 +12,6 @@ use kvpipe::store::{Limits, MemoryStore, Store};
 use kvpipe::wire::Object;
 use kvpipe::{Error, Result};
 
-use crate::unused::unused_operations;
-
 /// Far beyond what anything here takes; reached only by a defect.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
@@ -229,10 +227,4 @@ impl Store for Watched {
     async fn delete(&self, key: &str, timeout: Duration) -> Result<bool> {
         self.run(Op::Delete(key.into()), self.inner.delete(key, timeout)).await
     }
-
-    async fn compare_set(&self, key: &str, _: Bytes, _: Bytes, _: Duration) -> Result<Bytes> {
-        panic!("compare_set of {key:?}")
-    }
-
-    unused_operations!();
 }

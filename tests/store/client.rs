@@ -178,10 +178,114 @@ async fn every_reply_has_a_deadline() {
         store.set("k", "v".into(), SHORT).await.unwrap_err(),
         store.delete("k", SHORT).await.unwrap_err(),
         store.get("k", SHORT).await.unwrap_err(),
+        store.append("k", "v".into(), SHORT).await.unwrap_err(),
+        store.compare_set("k", "".into(), "v".into(), SHORT).await.unwrap_err(),
+        store.multi_get(&["k"], SHORT).await.unwrap_err(),
+        store.multi_set(&[("k", "v".into())], SHORT).await.unwrap_err(),
+        store.num_keys(SHORT).await.unwrap_err(),
+        store.list_keys(SHORT).await.unwrap_err(),
+        store.queue_push("k", "v".into(), SHORT).await.unwrap_err(),
+        store.queue_pop("k", SHORT).await.unwrap_err(),
+        store.try_queue_pop("k", SHORT).await.unwrap_err(),
+        store.queue_len("k", SHORT).await.unwrap_err(),
+        store.barrier("k", 2, SHORT).await.unwrap_err(),
     ];
     for error in errors {
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
     }
+}
+
+/// Whatever `$operation` sends first breaks its connection; gives how the operation ends, and how many
+/// connections were used for it.
+macro_rules! broken {
+    ($store:ident: $operation:expr) => {{
+        let (listener, address) = listener().await;
+        let ($store, mut played) = tokio::join!(connect(address), Played::accept(&listener));
+        let mut connections = 1;
+        let operating = async { $operation.await };
+        let breaking = async {
+            loop {
+                played.request().await.expect("a request");
+                drop(played);
+                played = Played::accept(&listener).await;
+                connections += 1;
+            }
+        };
+        let ended = in_time(async {
+            tokio::select! { biased;
+                ended = operating => ended,
+                () = breaking => unreachable!(),
+            }
+        });
+        (ended.await.unwrap_err(), connections)
+    }};
+}
+
+#[tokio::test]
+async fn only_what_changes_nothing_is_sent_again_and_only_once() {
+    let changing = [
+        broken!(store: store.set("k", "v".into(), LONG)),
+        broken!(store: store.append("k", "v".into(), LONG)),
+        broken!(store: store.multi_set(&[("k", "v".into())], LONG)),
+        broken!(store: store.queue_push("k", "v".into(), LONG)),
+        broken!(store: store.compare_set("k", "".into(), "v".into(), LONG)),
+        broken!(store: store.try_queue_pop("k", LONG)),
+        broken!(store: store.barrier("k", 2, LONG)),
+        broken!(store: store.delete("k", LONG)),
+    ];
+    for (error, connections) in changing {
+        assert_eq!(connections, 1, "{error}");
+        assert!(error.to_string().contains("\"k\""), "{error}");
+    }
+    let looking = [
+        broken!(store: store.get("k", LONG)),
+        broken!(store: store.multi_get(&["k"], LONG)),
+        broken!(store: store.wait(&["k"], LONG)),
+        broken!(store: store.check(&["k"], LONG)),
+        broken!(store: store.num_keys(LONG)),
+        broken!(store: store.list_keys(LONG)),
+        broken!(store: store.queue_len("k", LONG)),
+        broken!(store: store.queue_pop("k", LONG)),
+    ];
+    for (error, connections) in looking {
+        assert_eq!(connections, 2, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_pop_whose_connection_breaks_is_never_sent_again() {
+    let (listener, address) = listener().await;
+    let (store, mut played) = tokio::join!(connect(address), Played::accept(&listener));
+    let breaking = async move {
+        assert!(matches!(played.request().await, Some(Request::Wait { .. })));
+        played.answer(&[0]).await;
+        assert!(matches!(played.request().await, Some(Request::QueuePop { .. })));
+        drop(played);
+    };
+    let (popped, ()) = in_time(async { tokio::join!(store.queue_pop("q", LONG), breaking) }).await;
+    assert!(popped.unwrap_err().to_string().contains("popping from the queue of key \"q\""));
+    assert!(tokio::time::timeout(SHORT, listener.accept()).await.is_err(), "another connection was opened");
+}
+
+#[tokio::test]
+async fn a_server_that_may_lack_the_operation_is_said_to() {
+    let errors = [
+        (
+            broken!(store: store.queue_push("k", "v".into(), LONG)),
+            "QUEUE_PUSH",
+            "libuv server since torch 2.8",
+        ),
+        (broken!(store: store.try_queue_pop("k", LONG)), "QUEUE_POP", "libuv server since torch 2.8"),
+        (broken!(store: store.queue_len("k", LONG)), "QUEUE_LEN", "libuv server since torch 2.8"),
+        (broken!(store: store.list_keys(LONG)), "LIST_KEYS", "since torch 2.10"),
+        (broken!(store: store.barrier("k", 2, LONG)), "BARRIER", "since torch 2.12"),
+    ];
+    for ((error, _), operation, since) in errors {
+        let text = error.to_string();
+        assert!(text.contains(operation) && text.contains(since), "{text}");
+    }
+    let (error, _) = broken!(store: store.add("k", 1, LONG));
+    assert!(!error.to_string().contains("torch"), "{error}");
 }
 
 #[tokio::test]

@@ -5,8 +5,10 @@
 mod client;
 mod golden;
 mod hostile;
+mod model;
 mod protocol;
 mod server;
+mod state;
 mod suite;
 mod support;
 mod torch;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use kvpipe::Error;
 use kvpipe::net::TokioNet;
-use kvpipe::store::tcp::TcpStoreServer;
-use kvpipe::store::tcp::protocol::Request;
+use kvpipe::store::tcp::protocol::{MAGIC, Request};
+use kvpipe::store::tcp::{ServerStats, TcpStoreServer};
 use kvpipe::store::{Limits, Store};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::support::{LONG, Raw, connect, in_time, listener, server, server_with, until};
+use crate::support::{LONG, Raw, connect, encoded, in_time, listener, server, server_with, until};
 
 #[tokio::test]
 async fn it_listens_on_exactly_the_given_address() {
@@ -119,4 +119,43 @@ async fn a_client_that_has_finished_its_direction_still_gets_its_replies() {
     tokio::io::AsyncWriteExt::shutdown(&mut client.0).await.unwrap();
     client.expect(&7i64.to_le_bytes()).await;
     client.expect_closed().await;
+}
+
+#[tokio::test]
+async fn its_statistics_are_what_happened() {
+    let server = server().await;
+    assert_eq!(server.stats(), ServerStats::default());
+    let mut client = Raw::connect(server.local_addr()).await;
+    let requests = encoded(&[
+        Request::Validate { magic: MAGIC },
+        Request::Set { key: "/k".into(), value: "value".into() },
+        Request::QueuePush { key: "/q".into(), value: "queued".into() },
+        Request::Add { key: "/n".into(), delta: 1 },
+        Request::Wait { keys: vec!["/never".into()] },
+    ]);
+    client.write(&requests).await;
+    client.expect(&1i64.to_le_bytes()).await;
+    until(|| server.waiting() == 1).await;
+    // What was read out is counted a moment later.
+    until(|| server.stats().bytes_out == 8).await;
+    let stats = server.stats();
+    assert_eq!((stats.clients, stats.waiting, stats.keys, stats.queued), (1, 1, 2, 1));
+    assert_eq!(stats.stored_bytes, "/kvalue/qqueued/n1".len());
+    assert_eq!((stats.requests, stats.refused), (5, 0));
+    assert_eq!(stats.bytes_in, requests.len() as u64);
+
+    client.send(&[Request::Wait { keys: vec!["/never".into()] }]).await;
+    client.expect_closed().await;
+    until(|| server.clients() == 0).await;
+    let stats = server.stats();
+    assert_eq!((stats.requests, stats.refused, stats.waiting, stats.clients), (5, 1, 0, 0));
+}
+
+#[tokio::test]
+async fn a_client_too_many_counts_as_refused() {
+    let mut limits = Limits::default();
+    limits.clients = 0;
+    let server = server_with(limits).await;
+    Raw::connect(server.local_addr()).await.expect_closed().await;
+    assert_eq!(server.stats().refused, 1);
 }

@@ -3,11 +3,14 @@
 #![cfg(not(loom))]
 #![allow(missing_docs, reason = "a test binary")]
 
+#[macro_use]
+#[path = "../delegate/mod.rs"]
+mod delegate;
+
 mod bounds;
 mod hostile;
 mod meeting;
 mod outages;
+mod slow;
 mod support;
-#[path = "../group/unused.rs"]
-mod unused;
 mod watched;

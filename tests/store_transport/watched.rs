@@ -8,8 +8,6 @@ use bytes::Bytes;
 use kvpipe::store::{MemoryStore, Store};
 use kvpipe::{Error, Result};
 
-use crate::unused::unused_operations;
-
 /// A store in this process whose operations fail now and then, some before they have taken effect and
 /// some after. Clones share it.
 #[derive(Clone, Default)]
@@ -193,5 +191,6 @@ impl Store for Watched {
         self.run(comparing).await
     }
 
-    unused_operations!();
+    delegate!(inner: append multi_get multi_set num_keys list_keys queue_push queue_pop try_queue_pop queue_len
+        barrier);
 }

@@ -3,16 +3,18 @@
 use std::env;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::Path as FilePath;
 use std::time::Duration;
 
 use kvpipe::config::{self, BufferDevice, KvTransferConfig};
+use kvpipe::group::{GroupConfig, WireMode};
+use kvpipe::tensor::BufferPool;
 use kvpipe::transport::Ring;
 use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
 use kvpipe::{Error, PipeConfig};
 
-use crate::args::{DemoArgs, DemoTransport, PipeArgs, RANKS_MAX, RankArgs, TransferArgs};
+use crate::args::{DemoArgs, Path, PipeArgs, RANKS_MAX, RankArgs, TransferArgs};
 use crate::failure::Failure;
 use crate::serve;
 use crate::units::{ByteSize, HostPort, Seconds};
@@ -93,6 +95,11 @@ impl DemoPlan {
     /// A demo's own defaults are for a person who waits in front of it; with a configuration, they are
     /// vLLM's.
     pub(crate) async fn new(args: &DemoArgs) -> Result<Self, Failure> {
+        let path = args.path()?;
+        if let Some(path) = path {
+            // Every rank will do so; here it is said once.
+            Way::new(path, tcp_config(&args.pipe, "", Duration::ZERO)?)?;
+        }
         let own = Self {
             ranks: args.ranks.unwrap_or(2),
             store: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -113,11 +120,9 @@ impl DemoPlan {
                     "kv_parallel_size {size} is more than the {RANKS_MAX} ranks of a demo"
                 ))
             })?,
-            store: match args.transport {
-                DemoTransport::Memory => own.store,
-                DemoTransport::Tcp | DemoTransport::Store => {
-                    serve::resolve(&store, args.transfer.allow_remote).await?
-                }
+            store: match path {
+                None => own.store,
+                Some(_) => serve::resolve(&store, args.transfer.allow_remote).await?,
             },
             timeout: args.timeout.unwrap_or(Seconds(endpoint.store_timeout)),
             pipe: PipeArgs { buffer_size: args.pipe.buffer_size.or(Some(budget)), ..own.pipe },
@@ -173,35 +178,93 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
     Ok(TcpConfig { group, secret, checksum, connect_timeout: timeout, ..TcpConfig::default() })
 }
 
-/// As [`tcp_config`], for a rank that is one of many commands.
-pub(crate) fn rank_config(rank: &RankArgs, timeout: Duration) -> Result<TcpConfig, Failure> {
-    if rank.heartbeat.0 < TcpConfig::HEARTBEAT_MIN {
-        let least = TcpConfig::HEARTBEAT_MIN.as_secs_f64();
-        return Err(Failure::usage(format!("--heartbeat {} is below {least} seconds", rank.heartbeat)));
+/// The way of a rank that is one of many commands.
+pub(crate) fn rank_way(rank: &RankArgs, timeout: Duration) -> Result<Way, Failure> {
+    let path = Path::new(rank.transport, rank.wire)?;
+    if rank.host.is_some() && path != Path::Tcp {
+        let why = "nobody connects to a rank there";
+        return Err(Failure::usage("--host has no meaning through a store").detail(why).hint("leave it out"));
     }
-    let config = tcp_config(&rank.pipe, &rank.group, timeout)?;
-    Ok(TcpConfig { heartbeat: rank.heartbeat.0, reconnect_timeout: rank.reconnect.0, ..config })
+    for (option, is_given) in
+        [("--heartbeat", rank.heartbeat.is_some()), ("--reconnect", rank.reconnect.is_some())]
+    {
+        if is_given && path == Path::Vllm {
+            return Err(Failure::usage(format!("{option} has no meaning on vllm's wire"))
+                .detail("a peer there gives no sign of life")
+                .hint("leave it out"));
+        }
+    }
+    let mut config = tcp_config(&rank.pipe, &rank.group, timeout)?;
+    config.heartbeat = rank.heartbeat.map_or(config.heartbeat, |heartbeat| heartbeat.0);
+    config.reconnect_timeout = rank.reconnect.map_or(config.reconnect_timeout, |reconnect| reconnect.0);
+    if config.heartbeat < TcpConfig::HEARTBEAT_MIN {
+        let (given, least) = (config.heartbeat.as_secs_f64(), TcpConfig::HEARTBEAT_MIN.as_secs_f64());
+        return Err(Failure::usage(format!("--heartbeat {given} is below {least} seconds")));
+    }
+    Way::new(path, config)
 }
 
-/// What the two transports have in common. Values of a store are neither authenticated nor checked
-/// again.
-pub(crate) fn store_config(tcp: TcpConfig) -> StoreConfig {
-    let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
-    StoreConfig {
-        group,
-        connect_timeout,
-        heartbeat,
-        reconnect_timeout,
-        entropy,
-        pool,
-        ..StoreConfig::default()
+/// How items travel, with all settings of it.
+pub(crate) enum Way {
+    Tcp(TcpConfig),
+    Store(StoreConfig),
+    Vllm(VllmConfig),
+}
+
+/// vLLM's wire.
+pub(crate) struct VllmConfig {
+    pub(crate) group: GroupConfig,
+    pub(crate) pool: BufferPool,
+}
+
+impl Way {
+    /// `tcp` has what the ways have in common, and more; what only TCP has is refused elsewhere.
+    pub(crate) fn new(path: Path, tcp: TcpConfig) -> Result<Self, Failure> {
+        let without = |what: &str, why: &str| {
+            Err(Failure::usage(format!("{what} has no meaning through a store"))
+                .detail(why)
+                .hint("leave it out"))
+        };
+        if path == Path::Tcp {
+            return Ok(Self::Tcp(tcp));
+        }
+        let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
+        if tcp.secret.is_some() {
+            return without("a secret", "whoever reaches the store can read and change everything");
+        }
+        if tcp.checksum {
+            return without("--checksum", "values are checked by the connections to the store only");
+        }
+        if path == Path::Store {
+            let config = StoreConfig::default();
+            return Ok(Self::Store(StoreConfig {
+                group,
+                connect_timeout,
+                heartbeat,
+                reconnect_timeout,
+                entropy,
+                pool,
+                ..config
+            }));
+        }
+        if group != GroupName::default() {
+            return Err(Failure::usage("vllm's wire has no names of groups").hint("leave out --group"));
+        }
+        let group = GroupConfig {
+            wire: WireMode::Vllm,
+            timeout: connect_timeout,
+            deletes_received: true,
+            entropy,
+            ..GroupConfig::default()
+        };
+        Ok(Self::Vllm(VllmConfig { group, pool }))
     }
 }
 
 /// Where the secret comes from if no file is given. Not from an argument: everybody can see those.
 const SECRET_VARIABLE: &str = "KVPIPE_SECRET";
 
-fn secret(file: Option<&Path>) -> Result<Option<Secret>, Failure> {
+fn secret(file: Option<&FilePath>) -> Result<Option<Secret>, Failure> {
     let (bytes, origin) = match file {
         Some(path) => {
             let origin = format!("the secret file {}", path.display());

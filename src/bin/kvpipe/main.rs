@@ -33,6 +33,7 @@ mod serve;
 mod start;
 #[cfg(not(loom))]
 mod units;
+mod vllm;
 
 #[cfg(not(loom))]
 fn main() -> std::process::ExitCode {

@@ -12,42 +12,55 @@ use kvpipe::pipe::Receiver;
 use kvpipe::tensor::{DType, Item, Tensor, safetensors};
 use kvpipe::transport::store::StoreIncoming;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming};
-use kvpipe::transport::{Incoming, Ring};
+use kvpipe::transport::{Incoming, Ring, Transport};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::args::{RecvArgs, WireTransport};
-use crate::endpoint::{self, Place};
+use crate::args::RecvArgs;
+use crate::endpoint::{self, Place, Way};
 use crate::failure::{self, Failure};
 use crate::output::Output;
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Membership, Rendezvous};
 use crate::units::{Count, Size};
+use crate::vllm::VllmRank;
 
 /// Receives until the end, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     let place = Place::new(&args.rank)?;
-    let config = endpoint::rank_config(&args.rank, place.timeout)?;
+    let way = endpoint::rank_way(&args.rank, place.timeout)?;
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;
     }
     let output = Output::new(args.rank.json).with_progress(None);
-    let rendezvous = Rendezvous::join(&place, &output).await?;
     let ring = place.ring;
-    let outcome = match args.rank.transport {
-        WireTransport::Tcp => match listen(&args, ring, config, &rendezvous, &output).await {
-            Ok(incoming) => transfer(&args, place, incoming, &output).await,
-            Err(failure) => Err(failure),
-        },
-        WireTransport::Store => {
-            let incoming = StoreIncoming::new(rendezvous.store(), ring, endpoint::store_config(config));
-            transfer(&args, place, incoming, &output).await
+    let (outcome, membership) = match way {
+        Way::Tcp(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let outcome = match listen(&args, ring, config, &rendezvous, &output).await {
+                Ok(incoming) => transfer(&args, place, incoming, &output).await,
+                Err(failure) => Err(failure),
+            };
+            (outcome, Membership::Native(rendezvous))
+        }
+        Way::Store(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let incoming = StoreIncoming::new(rendezvous.store(), ring, config);
+            (transfer(&args, place, incoming, &output).await, Membership::Native(rendezvous))
+        }
+        Way::Vllm(config) => {
+            let rank = VllmRank::join(&place, config, &output).await?;
+            let outcome = match rank.transport().await {
+                Ok(transport) => transfer(&args, place, transport.split().1, &output).await,
+                Err(failure) => Err(failure),
+            };
+            (outcome, Membership::Vllm(rank))
         }
     };
     output.finish_progress();
     let code = failure::report(outcome);
-    rendezvous.leave(&output).await;
+    membership.leave(&output).await;
     Ok(code)
 }
 
@@ -73,9 +86,13 @@ async fn transfer(
 ) -> Result<(), Failure> {
     let ring = place.ring;
     let (pipe, driver) = Pipe::receive_only(incoming, place.limits);
-    tokio::spawn(driver);
+    let mut driver = tokio::spawn(driver);
     let mut received = Received::default();
     let ended = receive_all(pipe.receiver()?, args, output, &mut received).await;
+    if timeout(GOODBYE, &mut driver).await.is_err() {
+        driver.abort();
+        let _cancelled = driver.await;
+    }
     let written = match (&ended, &args.output) {
         (Ok(()), Some(path)) => safetensors::write(path, &received.kept).map_err(Failure::from),
         _ => Ok(()),

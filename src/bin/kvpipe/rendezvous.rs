@@ -17,6 +17,7 @@ use crate::endpoint::Place;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve;
+use crate::vllm::VllmRank;
 
 /// A rank's connection to the store, and the server where it is ours.
 pub(crate) struct Rendezvous {
@@ -27,6 +28,21 @@ pub(crate) struct Rendezvous {
     rank: usize,
     world_size: usize,
     timeout: Duration,
+}
+
+/// A rank that is to leave in the way in which it came.
+pub(crate) enum Membership {
+    Native(Rendezvous),
+    Vllm(VllmRank),
+}
+
+impl Membership {
+    pub(crate) async fn leave(self, output: &Output) {
+        match self {
+            Self::Native(rendezvous) => rendezvous.leave(output).await,
+            Self::Vllm(rank) => rank.leave(output).await,
+        }
+    }
 }
 
 /// So long the others are waited for without a word.

@@ -8,42 +8,52 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Sender;
 use kvpipe::tensor::{Item, safetensors};
-use kvpipe::transport::Outgoing;
 use kvpipe::transport::store::StoreOutgoing;
 use kvpipe::transport::tcp::TcpOutgoing;
+use kvpipe::transport::{Outgoing, Transport};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::args::{SendArgs, WireTransport};
-use crate::endpoint::{self, Place};
+use crate::args::SendArgs;
+use crate::endpoint::{self, Place, Way};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
-use crate::rendezvous::Rendezvous;
+use crate::rendezvous::{Membership, Rendezvous};
 use crate::units::{Count, Size};
+use crate::vllm::VllmRank;
 
 /// Sends everything, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
     let place = Place::new(&args.rank)?;
-    let config = endpoint::rank_config(&args.rank, place.timeout)?;
+    let way = endpoint::rank_way(&args.rank, place.timeout)?;
     let items = read_items(&args.items)?;
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));
-    let rendezvous = Rendezvous::join(&place, &output).await?;
-    let (ring, store) = (place.ring, rendezvous.store());
-    let outcome = match args.rank.transport {
-        WireTransport::Tcp => {
-            let outgoing = TcpOutgoing::new(TokioNet, store, ring, config);
-            transfer(&place, outgoing, &items, &output).await
+    let ring = place.ring;
+    let (outcome, membership) = match way {
+        Way::Tcp(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let outgoing = TcpOutgoing::new(TokioNet, rendezvous.store(), ring, config);
+            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
         }
-        WireTransport::Store => {
-            let outgoing = StoreOutgoing::new(store, ring, endpoint::store_config(config));
-            transfer(&place, outgoing, &items, &output).await
+        Way::Store(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let outgoing = StoreOutgoing::new(rendezvous.store(), ring, config);
+            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
+        }
+        Way::Vllm(config) => {
+            let rank = VllmRank::join(&place, config, &output).await?;
+            let outcome = match rank.transport().await {
+                Ok(transport) => transfer(&place, transport.split().0, &items, &output).await,
+                Err(failure) => Err(failure),
+            };
+            (outcome, Membership::Vllm(rank))
         }
     };
     output.finish_progress();
     let code = failure::report(outcome);
-    rendezvous.leave(&output).await;
+    membership.leave(&output).await;
     Ok(code)
 }
 

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Buf;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::pieces::Pieces;
 use super::protocol::Reply;
+use super::serving::STALL_WITHIN;
 use crate::sync::Mutex;
 
 /// The replies that one client has not taken yet.
@@ -80,7 +82,16 @@ impl Outbox {
             replies.iter().for_each(|reply| reply.encode_to(&mut pieces));
             drop(replies);
             let bytes = pieces.remaining() as u64;
-            writer.write_all_buf(&mut pieces).await?;
+            while pieces.has_remaining() {
+                match timeout(STALL_WITHIN, writer.write_buf(&mut pieces)).await {
+                    Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => written.map(drop)?,
+                    Err(_elapsed) => {
+                        let why = format!("no byte was taken for {} s", STALL_WITHIN.as_secs());
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                    }
+                }
+            }
             writer.flush().await?;
             written.fetch_add(bytes, Ordering::Relaxed);
             if pieces.capacity() > KEPT_BYTES {

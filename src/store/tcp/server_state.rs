@@ -177,9 +177,14 @@ impl ServerState {
     /// A request that is [handled](Self::handle) takes none any more.
     ///
     /// # Errors
-    /// [`Violation::TooMuchUnfinished`] as for [`handle`](Self::handle).
+    /// [`Violation::TooMuchUnfinished`] as for [`handle`](Self::handle); [`Violation::NotValidated`] for a
+    /// client that has not sent VALIDATE, which takes none: a stranger gets no memory.
     pub fn hold(&mut self, client: ClientId, bytes: usize) -> Result<(), Violation> {
-        let held = &mut self.clients.get_mut(&client).ok_or(Violation::NotConnected)?.unfinished_bytes;
+        let Client { stage, unfinished_bytes: held } =
+            self.clients.get_mut(&client).ok_or(Violation::NotConnected)?;
+        if *stage == Stage::Connected && bytes > 0 {
+            return Err(Violation::NotValidated);
+        }
         let others_bytes = self.unfinished_bytes - *held;
         let all_bytes = others_bytes + self.keyspace.waiting_bytes() + bytes;
         // What takes nothing, or less than it did, must not fail because others take much.
@@ -384,6 +389,9 @@ mod tests {
         assert_eq!(server.ask(1, Request::Ping { nonce: 1 }), Err(Violation::NotValidated));
         assert_eq!(server.ask(1, Request::Validate { magic: 1 }), Err(Violation::WrongMagic(1)));
         assert_eq!(server.ask(1, set("a")), Err(Violation::NotValidated));
+        assert_eq!(server.state.hold(server.clients[1], 1), Err(Violation::NotValidated));
+        assert_eq!(server.state.hold(server.clients[1], 0), Ok(()));
+        assert_eq!(server.state.hold(server.clients[0], 1), Ok(()));
         assert_eq!(server.ask(0, Request::Validate { magic: MAGIC }), Err(Violation::ValidatedTwice));
         assert_eq!(server.ask(0, Request::Check { keys: vec!["a".into()] }), Ok(vec![(0, Reply::NotReady)]));
     }
@@ -395,6 +403,69 @@ mod tests {
         assert_eq!(server.ask(0, get()), Err(Violation::NoSuchKey("a".into())));
         assert_eq!(server.ask(0, Request::Set { key: "a".into(), value: Bytes::new() }), Ok(vec![]));
         assert_eq!(server.ask(0, get()), Ok(vec![(0, Reply::Value(Bytes::new()))]));
+    }
+
+    fn barrier(world_size: i64) -> Request {
+        Request::Barrier { key: "b".into(), world_size }
+    }
+
+    #[test]
+    fn the_last_arrival_at_a_barrier_is_answered_before_those_it_frees() {
+        let mut server = Server::with_clients(3);
+        assert_eq!(server.ask(2, barrier(3)), Ok(vec![]));
+        assert_eq!(server.ask(0, barrier(3)), Ok(vec![]));
+        let freed = [1, 0, 2].map(|client| (client, Reply::StopWaiting));
+        assert_eq!(server.ask(1, barrier(3)), Ok(freed.to_vec()));
+    }
+
+    #[test]
+    fn a_cancelled_arrival_stays_counted_and_is_not_answered_again() {
+        let mut server = Server::with_clients(2);
+        assert_eq!(server.ask(0, barrier(2)), Ok(vec![]));
+        assert_eq!(server.ask(0, Request::CancelWait), Ok(vec![(0, Reply::WaitCanceled)]));
+        assert_eq!(server.ask(1, barrier(2)), Ok(vec![(1, Reply::StopWaiting)]));
+    }
+
+    #[test]
+    fn a_wait_and_a_barrier_at_once_are_one_too_many_and_the_second_is_not_counted() {
+        let mut server = Server::with_clients(2);
+        assert_eq!(server.ask(0, wait(&["a"])), Ok(vec![]));
+        assert_eq!(server.ask(0, barrier(1)), Err(Violation::WaitsTwice));
+        assert_eq!(server.ask(1, barrier(1)), Ok(vec![(1, Reply::StopWaiting)]));
+        let get = Request::Get { key: "b".into() };
+        assert_eq!(server.ask(1, get), Ok(vec![(1, Reply::Value("1".into()))]));
+    }
+
+    #[test]
+    fn a_pushed_value_wakes_all_and_the_slower_ones_find_nothing() {
+        let mut server = Server::with_clients(3);
+        assert_eq!(server.ask(0, wait(&["q"])), Ok(vec![]));
+        assert_eq!(server.ask(1, wait(&["q"])), Ok(vec![]));
+        let push = Request::QueuePush { key: "q".into(), value: "v".into() };
+        assert_eq!(server.ask(2, push), Ok(vec![(0, Reply::StopWaiting), (1, Reply::StopWaiting)]));
+        let pop = || Request::QueuePop { key: "q".into() };
+        assert_eq!(server.ask(1, pop()), Ok(vec![(1, Reply::Popped { length: 1, value: "v".into() })]));
+        assert_eq!(server.ask(0, pop()), Ok(vec![(0, Reply::QueueEmpty)]));
+    }
+
+    #[test]
+    fn unfinished_requests_and_waits_of_all_clients_are_bounded_together() {
+        let mut server = Server::with_clients(4);
+        server.state.unfinished_bytes_limit = 2000;
+        let [one, two, three] = [0, 1, 2].map(|client| server.clients[client]);
+        assert_eq!(server.state.hold(one, 1000), Ok(()));
+        assert_eq!(server.ask(2, wait(&["a"])), Ok(vec![]));
+        let parked = server.state.unfinished_bytes() - 1000;
+        assert!(parked > 1, "a wait costs more than its key");
+        let over = Violation::TooMuchUnfinished { bytes: 2001, limit: 2000 };
+        assert_eq!(server.state.hold(two, 1001 - parked), Err(over));
+        assert_eq!(server.state.hold(two, 1000 - parked), Ok(()));
+        // Nobody else may wait now, but whoever holds something may finish it.
+        assert!(matches!(server.ask(3, wait(&["b"])), Err(Violation::TooMuchUnfinished { .. })));
+        assert_eq!(server.ask(0, set("a")), Ok(vec![(2, Reply::StopWaiting)]));
+        server.state.disconnect(two);
+        assert_eq!(server.state.unfinished_bytes(), 0);
+        assert_eq!(server.state.hold(three, 2000), Ok(()));
     }
 
     #[test]

@@ -137,3 +137,63 @@ async fn replies_before_a_violation_still_arrive() {
     client.expect(&[7, 0, 0, 0]).await;
     client.expect_closed().await;
 }
+
+#[tokio::test]
+async fn many_half_requests_hold_no_more_memory_than_allowed_and_harm_only_the_last() {
+    const HALF: usize = 300_000;
+    let mut limits = Limits::default();
+    limits.unfinished_bytes = 4 << 20;
+    let server = server_with(limits).await;
+    let store = connect(server.local_addr()).await;
+    let request = encoded(&[Request::Set { key: "/half".into(), value: vec![1; 2 * HALF].into() }]);
+    let mut patient = Vec::new();
+    let refused_before = server.stats().refused;
+    while server.stats().refused == refused_before {
+        let mut client = Raw::validated(server.local_addr()).await;
+        client.write(&request[..HALF]).await;
+        patient.push(client);
+        // It was read, or it was closed.
+        let come = |count| server.stats().bytes_in >= (count * HALF) as u64;
+        until(|| come(patient.len()) || server.stats().refused > refused_before).await;
+    }
+    // What is allocated grows by a factor beyond what has come.
+    assert!((4..=14).contains(&patient.len()), "{} half requests", patient.len());
+    patient.pop().unwrap().expect_closed().await;
+    others_proceed(&server).await;
+    // The others may finish theirs.
+    let mut first = patient.swap_remove(0);
+    first.write(&request[HALF..]).await;
+    first.ping().await;
+    assert_eq!(store.get("half", LONG).await.unwrap().len(), 2 * HALF);
+}
+
+#[tokio::test]
+async fn a_second_wait_or_barrier_closes_the_connection() {
+    let server = server().await;
+    let wait = || Request::Wait { keys: vec!["/never".into()] };
+    let barrier = || Request::Barrier { key: "/b".into(), world_size: 100 };
+    for [first, second] in
+        [[wait(), barrier()], [barrier(), wait()], [barrier(), barrier()], [wait(), wait()]]
+    {
+        let mut client = Raw::validated(server.local_addr()).await;
+        client.send(&[first]).await;
+        client.ping().await;
+        client.send(&[second]).await;
+        client.expect_closed().await;
+    }
+    until(|| server.waiting() == 0).await;
+    others_proceed(&server).await;
+}
+
+#[tokio::test]
+async fn a_multi_set_that_never_comes_whole_stores_nothing_of_it() {
+    let server = server().await;
+    let pairs = vec![("/first".into(), "1".into()), ("/second".into(), "2".into())];
+    let request = encoded(&[Request::MultiSet { pairs }]);
+    let mut client = Raw::validated(server.local_addr()).await;
+    client.write(&request[..request.len() - 1]).await;
+    drop(client);
+    server.wait_until_idle(LONG).await.unwrap();
+    let store = connect(server.local_addr()).await;
+    assert_eq!(store.num_keys(LONG).await.unwrap(), 0);
+}

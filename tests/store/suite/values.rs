@@ -59,7 +59,7 @@ pub(crate) async fn multi_get_waits_for_all_and_keeps_their_order<S: Store>(Worl
 }
 
 pub(crate) async fn multi_get_of_nothing_is_nothing<S: Store>(World { a, .. }: World<S>) {
-    assert_eq!(a.multi_get(&[], LONG).await.unwrap(), [Bytes::new(); 0]);
+    assert!(a.multi_get(&[], LONG).await.unwrap().is_empty());
     a.multi_set(&[], LONG).await.unwrap();
     assert_eq!(a.num_keys(LONG).await.unwrap(), 0);
 }

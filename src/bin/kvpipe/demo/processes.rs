@@ -7,21 +7,23 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::ValueEnum;
+use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
-use kvpipe::transport::store::StoreTransport;
+use kvpipe::transport::store::{StoreTransport, VllmTransport};
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 
 use super::bare::BareEdges;
 use super::exchange::{self, Workloads};
 use super::report::RankReport;
-use crate::args::{DemoArgs, DemoRankArgs, WireTransport};
+use crate::args::{DemoArgs, DemoRankArgs, Path};
 use crate::children::Children;
-use crate::endpoint::{self, DemoPlan};
+use crate::endpoint::{self, DemoPlan, Way};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::rendezvous::{Rendezvous, reachable};
@@ -44,14 +46,14 @@ enum Event {
 pub(super) async fn run(
     args: &DemoArgs,
     plan: &DemoPlan,
-    transport: WireTransport,
+    path: Path,
     output: &Output,
     stop: &mut StopSignals,
 ) -> Result<Vec<RankReport>, Failure> {
     let mut ranks = Children::new(output)?;
     let outcome = tokio::select! {
         biased;
-        reports = follow(args, plan, transport, output, &mut ranks) => reports,
+        reports = follow(args, plan, path, output, &mut ranks) => reports,
         signal = stop.received() => Err(Failure::new(format!("stopped by {signal}"))),
     };
     ranks.end_all().await;
@@ -61,12 +63,12 @@ pub(super) async fn run(
 async fn follow(
     args: &DemoArgs,
     plan: &DemoPlan,
-    transport: WireTransport,
+    path: Path,
     output: &Output,
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, plan, transport, rank, store))
+        ranks.start(format!("rank {rank}"), arguments(args, plan, path, rank, store))
     };
     start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
@@ -93,19 +95,13 @@ async fn follow(
 }
 
 /// The command line of a rank.
-fn arguments(
-    args: &DemoArgs,
-    plan: &DemoPlan,
-    transport: WireTransport,
-    rank: u16,
-    store: SocketAddr,
-) -> Vec<OsString> {
+fn arguments(args: &DemoArgs, plan: &DemoPlan, path: Path, rank: u16, store: SocketAddr) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["demo-rank".into()];
     let mut option = |name: &str, value: OsString| line.extend([name.into(), value]);
     option("--rank", rank.to_string().into());
     option("--world-size", plan.ranks.to_string().into());
     option("--timeout", plan.timeout.to_string().into());
-    option("--transport", value_name(&transport));
+    option("--path", value_name(&path));
     option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
@@ -169,18 +165,22 @@ async fn exchange_all(
     let timeout = args.timeout.0;
     let workloads = Workloads::new(&args.workload, ring)?;
     let store = rendezvous.store();
-    let config = endpoint::tcp_config(&args.pipe, "demo", timeout)?;
+    let group = if args.path == Path::Vllm { "" } else { "demo" };
+    let way = Way::new(args.path, endpoint::tcp_config(&args.pipe, group, timeout)?)?;
     let limits = endpoint::pipe_config(&args.pipe, timeout);
     let bare = BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?;
-    let (pipe, driver) = match args.transport {
-        WireTransport::Tcp => {
+    let (pipe, driver) = match way {
+        Way::Tcp(config) => {
             let address = SocketAddr::new(LOOPBACK, 0);
             let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
             exchange::pipe(transport, limits)
         }
-        WireTransport::Store => {
-            let config = endpoint::store_config(config);
-            exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits)
+        Way::Store(config) => exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits),
+        Way::Vllm(config) => {
+            let (rank, size) = (ring.rank(), ring.world_size());
+            let group = StatelessProcessGroup::new(store.clone(), rank, size, config.group)?;
+            let transport = VllmTransport::meet(Arc::new(group), config.pool).await?;
+            exchange::pipe(transport, limits)
         }
     };
     tokio::spawn(driver);

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::workload;
-use crate::args::{DemoArgs, DemoTransport};
+use crate::args::{DemoArgs, DemoTransport, Wire};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::units::Size;
@@ -68,6 +68,7 @@ struct Summary {
     /// Of all requests of one rank; null with `--input`.
     tokens: Option<usize>,
     transport: String,
+    wire: String,
     edges: Vec<Edge>,
 }
 
@@ -124,7 +125,11 @@ impl Summary {
             ranks: world_size,
             model,
             tokens: workload::tokens(&args.workload),
-            transport: name_of(args.transport),
+            transport: name_of(args.transport.unwrap_or(match args.wire {
+                Wire::Native => DemoTransport::Tcp,
+                Wire::Vllm => DemoTransport::Store,
+            })),
+            wire: name_of(args.wire),
             edges: edges.collect(),
         }
     }

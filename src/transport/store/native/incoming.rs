@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::keys::{RunKeys, Track};
+use super::keys::Track;
 use super::meeting::await_sender;
 use super::message::{Report, Stream};
 use super::patient::Patient;
@@ -38,14 +38,14 @@ pub(in crate::transport::store) async fn run<S: Store>(
     let mut session = ReceiveSession::new(met.session);
     session.accept(met.peer_session);
     tracing::debug!(%link, session = ?met.session, "the edge is there");
-    let alive = [met.keys.receiver_alive(), met.keys.sender_alive()];
+    let alive = [met.keys.receiver_alive(), met.keys.sender_alive(), met.keys.sender()];
     let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
     pulse.begin().await?;
     let end = ReceivingEnd {
         link: &link,
         items,
         store: &store,
-        heartbeat: pulse.own_key(),
+        pulse: &pulse,
         data: met.keys.data(),
         replies: met.keys.replies(),
         session: Mutex::new(session),
@@ -80,7 +80,7 @@ pub(in crate::transport::store) async fn run<S: Store>(
         }
     };
     if !said {
-        store.sweep(end.known_keys(&met.keys, config.window_messages())).await;
+        store.sweep(met.keys.all_but_messages(), end.known_messages(config.window_messages())).await;
     }
     match received {
         Err(Error::Closed) => Ok(()),
@@ -105,7 +105,7 @@ struct ReceivingEnd<'a, S> {
     link: &'a Link,
     items: &'a Inbox,
     store: &'a Patient<S>,
-    heartbeat: &'a str,
+    pulse: &'a Pulse<'a, S>,
     data: Track,
     replies: Track,
     session: Mutex<ReceiveSession>,
@@ -122,7 +122,10 @@ impl<S: Store> ReceivingEnd<'_, S> {
     async fn fetch(&self, lane: usize) -> Error {
         for number in (lane as u64..).step_by(LANES) {
             match self.store.get(&self.data.message(number)).await {
-                Ok(message) => self.lanes[lane].put(message).await,
+                Ok(message) => {
+                    self.lanes[lane].room().await;
+                    self.lanes[lane].fill(message);
+                }
                 Err(error) => return error,
             }
         }
@@ -163,11 +166,13 @@ impl<S: Store> ReceivingEnd<'_, S> {
             return Ok(());
         }
         let number = self.state.lock().fetched;
+        self.pulse.set_waiting(true);
         let message = tokio::select! {
             biased;
             () = self.items.closed() => return Err(Error::Closed),
             message = self.lanes[lane(number)].take() => message,
         };
+        self.pulse.set_waiting(false);
         self.state.lock().fetched += 1;
         self.state_changed.notify_one();
         stream.go_on(message).map_err(|broken| self.misbehaved(broken))
@@ -216,20 +221,27 @@ impl<S: Store> ReceivingEnd<'_, S> {
             let replies: Vec<_> = acknowledgement.into_iter().chain(last_word).collect();
             let report = Report { consumed: fetched, replies };
             self.wait_for_reader(number).await?;
-            self.store.publish(&self.replies, number, report.encode(), self.heartbeat).await?;
-            let consumed = {
-                let mut state = self.state.lock();
-                state.reported += 1;
-                std::mem::replace(&mut state.consumed, fetched)
-            };
+            if is_last {
+                // Nobody does it after that.
+                self.delete_fetched(fetched).await?;
+            }
+            self.store.publish(&self.replies, number, report.encode(), self.pulse.own_key()).await?;
+            self.state.lock().reported += 1;
             if is_last {
                 return Ok(());
             }
             // Behind the report, which the peer may be waiting for.
-            if consumed < fetched {
-                self.store.consume(&self.data, consumed, fetched).await?;
-            }
+            self.delete_fetched(fetched).await?;
         }
+    }
+
+    async fn delete_fetched(&self, fetched: u64) -> Result<()> {
+        let consumed = self.state.lock().consumed;
+        if consumed < fetched {
+            self.store.consume(&self.data, consumed, fetched).await?;
+            self.state.lock().consumed = fetched;
+        }
+        Ok(())
     }
 
     /// Not too many reports are in the store, however slowly the peer reads them.
@@ -260,13 +272,13 @@ impl<S: Store> ReceivingEnd<'_, S> {
         self.state_changed.notify_one();
     }
 
-    /// The keys that the peer, which is gone, may have left.
-    fn known_keys(&self, keys: &RunKeys, window: u64) -> Vec<String> {
+    /// The messages that may be left when the peer is gone.
+    fn known_messages(&self, window: u64) -> Vec<String> {
         let state = self.state.lock();
         let data = (state.consumed..state.fetched + window).map(|number| self.data.message(number));
         let unread = state.reported.saturating_sub(REPLIES_MAX)..state.reported + 1;
         let replies = unread.map(|number| self.replies.message(number));
-        keys.all_but_messages().into_iter().chain(data).chain(replies).collect()
+        data.chain(replies).collect()
     }
 
     /// The peer is not coming back: an error, unless it had said that there was nothing more, or our

@@ -1,5 +1,6 @@
 //! The store as an edge uses it: over connections that break, for as long as they may be away.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use crate::error::{Error, Link, Result};
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::transport::store::StoreConfig;
-use crate::transport::timing::{Backoff, GOODBYE};
+use crate::transport::timing::Backoff;
 
 /// A store whose outages are borne for `reconnect_timeout`, and then are the end of the edge.
 ///
@@ -28,7 +29,7 @@ pub(super) struct Patient<S> {
     entropy: Entropy,
     /// Messages that were set twice: the first may still be on its way, and come after its key was
     /// consumed. They are deleted at the end.
-    doubtful: Mutex<Vec<String>>,
+    doubtful: Mutex<BTreeSet<String>>,
 }
 
 impl<S: Store> Patient<S> {
@@ -50,7 +51,20 @@ impl<S: Store> Patient<S> {
 
     /// The value of a key, as soon as there is one.
     pub(super) async fn get(&self, key: &str) -> Result<Bytes> {
-        self.persist(|| self.store.get(key, Duration::MAX)).await
+        let mut outage = Outage::default();
+        loop {
+            let began = Instant::now();
+            match self.store.get(key, Duration::MAX).await {
+                Ok(value) => return Ok(value),
+                Err(error) => {
+                    // What waited for long had a connection, and this is the beginning of another outage.
+                    if began.elapsed() >= self.patience {
+                        outage = Outage::default();
+                    }
+                    self.bear(&mut outage, Instant::now(), error).await?;
+                }
+            }
+        }
     }
 
     /// The value of a key, if there is one.
@@ -66,6 +80,16 @@ impl<S: Store> Patient<S> {
             }
         };
         self.persist(look).await
+    }
+
+    /// As [`get_if_there`](Self::get_if_there), or `None` if `other` is not there.
+    pub(super) async fn get_beside(&self, other: &str, key: &str) -> Result<Option<Option<Bytes>>> {
+        // In one question, mostly.
+        let both = || async { self.store.check(&[other, key], self.answer_within).await };
+        if !self.persist(both).await? && !self.is_there(other).await? {
+            return Ok(None);
+        }
+        self.get_if_there(key).await.map(Some)
     }
 
     /// Sets `key` if it is not there, and gives what it holds then. Repeated, it gives the same.
@@ -105,7 +129,7 @@ impl<S: Store> Patient<S> {
             {
                 return Ok(());
             }
-            self.doubtful.lock().push(key.clone());
+            self.doubtful.lock().insert(key.clone());
         }
     }
 
@@ -134,17 +158,23 @@ impl<S: Store> Patient<S> {
         }
     }
 
-    /// Deletes what the end of an edge leaves behind, as far as a second allows: what stays harms
-    /// nobody, since every run has its own keys.
-    pub(super) async fn sweep(&self, keys: impl IntoIterator<Item = String>) {
-        let doubtful = std::mem::take(&mut *self.doubtful.lock());
-        let deleting = async {
-            for key in keys.into_iter().chain(doubtful) {
-                self.store.delete(&key, GOODBYE).await?;
+    /// Deletes what the end of an edge leaves behind: `first`, in order, and then `messages`. As far as
+    /// that takes no longer than an answer may: what stays harms nobody, since every run has its own keys.
+    pub(super) async fn sweep(&self, first: Vec<String>, mut messages: Vec<String>) {
+        messages.extend(std::mem::take(&mut *self.doubtful.lock()));
+        let delete = async |keys: Vec<&String>| {
+            for key in keys {
+                self.delete(key).await?;
             }
             Ok::<(), Error>(())
         };
-        if !matches!(timeout(GOODBYE, deleting).await, Ok(Ok(()))) {
+        // Several at a time, for a store that is far away.
+        let part = |lane| messages.iter().skip(lane).step_by(4).collect();
+        let deleting = async {
+            delete(first.iter().collect()).await?;
+            tokio::try_join!(delete(part(0)), delete(part(1)), delete(part(2)), delete(part(3)))
+        };
+        if !matches!(timeout(self.answer_within, deleting).await, Ok(Ok(_))) {
             tracing::debug!(link = %self.link, "some keys of the edge stay in the store");
         }
     }
@@ -163,16 +193,13 @@ impl<S: Store> Patient<S> {
         }
     }
 
-    /// Pauses before the next attempt; an error if there is to be none.
-    async fn bear(&self, outage: &mut Outage, began: Instant, error: Error) -> Result<()> {
+    /// Pauses before the next attempt; an error if there is to be none. `since` is when the store was
+    /// first out of reach, if this is the first attempt of many.
+    async fn bear(&self, outage: &mut Outage, since: Instant, error: Error) -> Result<()> {
         if !matches!(error, Error::Io { .. } | Error::Timeout { .. }) {
             return Err(error);
         }
-        // What waited for long had a connection, and this is the beginning of another outage.
-        if began.elapsed() >= self.patience {
-            *outage = Outage::default();
-        }
-        let since = *outage.since.get_or_insert_with(Instant::now);
+        let since = *outage.since.get_or_insert(since);
         let backoff = outage.backoff.get_or_insert_with(|| Backoff::at_once(self.patience));
         let pause = backoff.next(self.entropy.next_u64()?);
         if since.elapsed() + pause >= self.patience {

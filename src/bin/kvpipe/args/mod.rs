@@ -1,13 +1,16 @@
 //! What the command line takes. The doc comments of fields are the help text.
 
-use std::net::{IpAddr, SocketAddr};
+mod rank;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kvpipe::config::KvTransferConfig;
 use kvpipe::store::Limits;
 
+pub(crate) use self::rank::{Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
+use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
 
 #[derive(Debug, Parser)]
@@ -55,8 +58,13 @@ pub(crate) struct DemoArgs {
     pub(crate) ranks: Option<u16>,
 
     /// How the ranks are connected; memory: all in one process, nothing is copied
-    #[arg(long, value_enum, default_value_t = DemoTransport::Tcp)]
-    pub(crate) transport: DemoTransport,
+    /// [default: tcp; store with --wire vllm]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<DemoTransport>,
+
+    /// In whose protocol
+    #[arg(long, value_enum, default_value_t = Wire::Native)]
+    pub(crate) wire: Wire,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -84,6 +92,7 @@ Examples:
   kvpipe demo
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
+  kvpipe demo --wire vllm
   kvpipe demo --kv-transfer-config \\
     '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
@@ -138,6 +147,22 @@ pub(crate) enum DemoTransport {
     Memory,
 }
 
+impl DemoArgs {
+    /// How processes are connected; None where all ranks are in one.
+    pub(crate) fn path(&self) -> Result<Option<Path>, Failure> {
+        let transport = match self.transport {
+            None => None,
+            Some(DemoTransport::Tcp) => Some(WireTransport::Tcp),
+            Some(DemoTransport::Store) => Some(WireTransport::Store),
+            Some(DemoTransport::Memory) if self.wire == Wire::Native => return Ok(None),
+            Some(DemoTransport::Memory) => {
+                return Err(Failure::usage("in memory there is no wire").hint("leave out --wire vllm"));
+            }
+        };
+        Path::new(transport, self.wire).map(Some)
+    }
+}
+
 /// What the benchmark knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BenchTransport {
@@ -161,7 +186,7 @@ pub(crate) struct DemoRankArgs {
     pub(crate) world_size: usize,
 
     #[arg(long, value_enum)]
-    pub(crate) transport: WireTransport,
+    pub(crate) path: Path,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -352,7 +377,12 @@ Examples:
     kvpipe send --kv-transfer-config '{\"kv_rank\":0,\"kv_parallel_size\":2,
       \"kv_port\":29500,\"kv_buffer_device\":\"cpu\"}' request1.safetensors none
 
-  A missing or corrupt file is a failure (exit code 1), found before anything is sent.";
+  To a vLLM process that receives with its PyNcclPipe:
+    kvpipe send --wire vllm --store 10.0.0.1:14579 --rank 0 --world-size 2 kv.safetensors none
+
+  A missing or corrupt file is a failure (exit code 1), found before anything is sent.
+  On vLLM's wire nothing comes back: it succeeds once the store has every item. A rank 0 that
+  serves the store stays until the others have left, or --timeout has passed.";
 
 /// Receive tensors from the previous rank
 ///
@@ -380,132 +410,10 @@ Examples:
   kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --output copy.safetensors
   kvpipe recv --store 10.0.0.1:29500 --rank 1 --world-size 2 --count 1 --json
 
+  What a vLLM process sends with its PyNcclPipe. Its wire has no end, so say how many:
+    kvpipe recv --wire vllm --store 10.0.0.1:14579 --rank 1 --world-size 2 --count 2
+
 With --json, a line for each item and one at the end:
   {\"index\":0,\"dtype\":\"BF16\",\"shape\":[2,3],\"bytes\":12,\"crc32c\":\"89ab01ef\"}
   {\"index\":1,\"none\":true}
   {\"received\":2,\"tensors\":1,\"bytes\":12,\"complete\":true}";
-
-/// Who we are, and how we find the others.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct RankArgs {
-    /// The store: rank 0 serves it on exactly this address, other ranks connect to it
-    #[arg(long, value_name = "HOST:PORT", required_unless_present = CONFIG, conflicts_with = "port_offset")]
-    pub(crate) store: Option<HostPort>,
-
-    /// Our rank, from 0; it sends to the next one and receives from the previous one
-    #[arg(long, value_name = "R", required_unless_present = CONFIG)]
-    pub(crate) rank: Option<usize>,
-
-    /// How many ranks there are
-    #[arg(long, value_name = "N", required_unless_present = CONFIG)]
-    pub(crate) world_size: Option<usize>,
-
-    #[command(flatten)]
-    pub(crate) transfer: TransferArgs,
-
-    /// The store runs elsewhere (see `kvpipe store`), so rank 0 connects to it as well
-    #[arg(long)]
-    pub(crate) external_store: bool,
-
-    /// The address to receive at and to publish [default: ours in the connection to the store]
-    ///
-    /// `send` only connects, and so has no use for it.
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) host: Option<IpAddr>,
-
-    /// The name of the group of ranks; ranks of different groups don't meet [default: none]
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub(crate) group: String,
-
-    /// How the items travel
-    #[arg(long, value_enum, default_value_t = WireTransport::Tcp)]
-    pub(crate) transport: WireTransport,
-
-    #[command(flatten)]
-    pub(crate) pipe: PipeArgs,
-
-    /// Seconds to wait for the peer to appear, or to take an item; an idle peer is waited for
-    /// [default: 300]
-    #[arg(long, value_name = "S")]
-    pub(crate) timeout: Option<Seconds>,
-
-    /// Seconds of silence after which the peer counts as dead, at least 0.1
-    #[arg(long, value_name = "S", default_value = "5")]
-    pub(crate) heartbeat: Seconds,
-
-    /// Seconds in which a connection that broke may come back; "none" gives up at once
-    #[arg(long, value_name = "S", default_value = "3", value_parser = seconds_or_none)]
-    pub(crate) reconnect: Seconds,
-
-    /// Print JSON lines, and nothing else, on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// The argument that stands for several others.
-const CONFIG: &str = "kv_transfer_config";
-
-/// What vLLM's configuration says in place of options, and what it may not say.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct TransferArgs {
-    /// vLLM's configuration, for all options that are not given; one that is given wins
-    ///
-    /// kv_ip and kv_port are --store, kv_rank is --rank, kv_parallel_size is --world-size,
-    /// kv_buffer_size is --buffer-size, and store_timeout in kv_connector_extra_config is --timeout,
-    /// each with vLLM's default. A demo starts kv_parallel_size ranks, whatever kv_rank says.
-    /// There must be a "kv_buffer_device":"cpu", because vLLM's default is "cuda".
-    #[arg(long, value_name = "JSON", value_parser = kv_transfer_config)]
-    pub(crate) kv_transfer_config: Option<KvTransferConfig>,
-
-    /// Added to kv_port, so that each pipe of an instance has a port of its own [default: 0]
-    #[arg(long, value_name = "N", requires = CONFIG)]
-    pub(crate) port_offset: Option<u16>,
-
-    /// Serve the store even on 0.0.0.0 or [::], where whoever reaches this machine may use it
-    #[arg(long)]
-    pub(crate) allow_remote: bool,
-}
-
-fn kv_transfer_config(json: &str) -> Result<KvTransferConfig, String> {
-    let config = KvTransferConfig::from_json(json).map_err(|error| error.to_string());
-    // clap says for which option the error is.
-    config.map_err(|error| error.trim_start_matches("kv-transfer-config: ").to_owned())
-}
-
-fn seconds_or_none(text: &str) -> Result<Seconds, String> {
-    match text {
-        "none" => Ok(Seconds(Duration::ZERO)),
-        text => text.parse().map_err(|error| format!("{error}, or \"none\"")),
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WireTransport {
-    /// One TCP connection for each edge
-    Tcp,
-    /// As values of the store, where ranks can reach nothing else
-    Store,
-}
-
-/// How a pipe is set up.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct PipeArgs {
-    /// Bytes of tensors to hold, such as 64MiB; a larger tensor travels alone [default: 1GB]
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) buffer_size: Option<ByteSize>,
-
-    /// Bytes of the largest tensor that is taken; both ends must agree [default: 4GiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) max_item_size: Option<ByteSize>,
-
-    /// Send a CRC32C with every item, and check it; both ends must agree
-    #[arg(long)]
-    pub(crate) checksum: bool,
-
-    /// A file with the secret that both ends must know; a line break at its end is dropped
-    ///
-    /// Without it, the environment variable KVPIPE_SECRET is used if there is one. The secret proves
-    /// who connects; it encrypts nothing.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) secret_file: Option<PathBuf>,
-}
