@@ -8,6 +8,8 @@ mod golden;
 mod hostile;
 mod model;
 mod protocol;
+#[path = "../python/mod.rs"]
+mod python;
 mod server;
 mod state;
 mod suite;
