@@ -286,8 +286,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
     pub(crate) async fn recv_pickled_tensor(&self, src: usize, tensor_bytes: usize) -> Result<PickledTensor> {
         self.check_peer("receive from", src)?;
         self.check_only_source(src)?;
-        let mut limits = pickle::Limits::default();
-        limits.tensor_bytes = tensor_bytes;
+        let limits = pickle::Limits { tensor_bytes, ..pickle::Limits::default() };
         let route = Route::Direct { src, dst: self.rank };
         self.take_as(route, |value| pickle::decode_tensor(value, &limits)).await
     }
