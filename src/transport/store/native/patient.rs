@@ -204,7 +204,8 @@ impl<S: Store> Patient<S> {
         let pause = backoff.next(self.entropy.next_u64()?);
         if since.elapsed() + pause >= self.patience {
             let patience = self.patience.as_secs_f64();
-            let reason = format!("the store between us was out of reach for {patience} s: {error}");
+            let reason =
+                format!("the store between us was out of reach, or refused us, for {patience} s: {error}");
             return Err(Error::PeerGone { link: self.link.clone(), reason });
         }
         tracing::debug!(link = %self.link, %error, "the store did not answer, trying again");
