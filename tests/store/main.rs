@@ -3,6 +3,7 @@
 #![cfg(not(loom))]
 
 mod client;
+mod crowding;
 mod golden;
 mod hostile;
 mod model;
