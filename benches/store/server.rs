@@ -39,7 +39,7 @@ impl Operation {
 
     /// As kvpipe's client does it: PING goes with SET, and GET follows WAIT's answer.
     fn exchanges(self, client: usize) -> Vec<Exchange> {
-        let key = Bytes::from(format!("/key/{client}"));
+        let key = Bytes::from(format!("/{}/{client}", self.name()));
         let of = |requests: &[Request], reply_bytes| {
             let mut bytes = BytesMut::new();
             requests.iter().for_each(|request| request.encode(&mut bytes));
@@ -130,7 +130,11 @@ async fn client_rounds(server: &Server, operation: Operation, clients: usize, fo
     for client in 0..clients {
         let port = port.parse().expect("a port");
         let store = TcpStore::connect(TokioNet, host, port, ConnectOptions::default()).await;
-        connected.push((store.expect("the server is there"), format!("key/{client}"), value.clone()));
+        connected.push((
+            store.expect("the server is there"),
+            format!("{}/{client}", operation.name()),
+            value.clone(),
+        ));
     }
     rounds(connected, for_long, async move |(store, key, value): &mut (TcpStore<TokioNet>, String, Bytes)| {
         operation.by_client(store, key, value).await;

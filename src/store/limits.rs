@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 ///
 /// What a server holds besides what is stored: for all clients together `unfinished_bytes` of requests,
 /// and for each of them `outbound_bytes` plus one more reply that it has not read. The values in replies
-/// are those in the store, not copies, until they are replaced there.
+/// are those in the store, not copies, until they are replaced there. Who pauses for 30 s with a request
+/// half sent or a reply half read is closed, so that such memory is not held for ever by whoever stalls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
@@ -34,7 +35,8 @@ pub struct Limits {
     /// The most connections that a server keeps; one more is closed at once. 4096.
     pub clients: usize,
     /// The most memory that the requests of all clients together take which have not come whole, or
-    /// which wait for their keys. The client whose request would go over it is closed. 2 GiB.
+    /// which wait for their keys. Beyond it the client goes whose unfinished request is the largest, or
+    /// who would wait. 2 GiB.
     pub unfinished_bytes: usize,
     /// The most bytes of replies that wait for one client to read them; a client that reads nothing
     /// is not read from any more. 1 MiB.

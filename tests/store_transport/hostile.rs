@@ -126,3 +126,28 @@ async fn a_sender_refuses_reports_that_can_not_be() {
         assert_eq!(sender.undelivered().len(), 1);
     }
 }
+
+/// One that dies between its farewell and its last word, or never meant to say one.
+#[tokio::test(start_paused = true)]
+async fn a_farewell_without_a_last_word_does_not_keep_a_receiver_for_ever() {
+    let store = MemoryStore::new();
+    let (receiver, base) = as_sender(&store).await;
+    let item = framed(&[Frame::Item { sequence: 0, metadata: Metadata::None }]);
+    store.set(&format!("{base}/data/0"), item.into(), LONG).await.unwrap();
+    store.set(&format!("{base}/alive/sender"), Bytes::from_static(&[0xFF; 8]), LONG).await.unwrap();
+    let (received, end) = tokio::time::timeout(HANG, drain(&receiver)).await.expect("it hangs");
+    assert_eq!(received, [None]);
+    assert!(matches!(end, Error::PeerGone { .. }), "{end}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_reason_of_an_abort_is_one_line_whatever_the_peer_writes() {
+    let store = MemoryStore::new();
+    let (receiver, base) = as_sender(&store).await;
+    let farewell = [&[0xFF; 8][..], b"no\x1b[31m\nmore\xff", &[b'x'; 5000]].concat();
+    store.set(&format!("{base}/alive/sender"), farewell.into(), LONG).await.unwrap();
+    let (_, end) = drain(&receiver).await;
+    let Error::PeerAborted { reason, .. } = end else { panic!("{end}") };
+    assert!(reason.starts_with("no [31m more") && reason.len() <= 1024, "{reason}");
+    assert!(!reason.contains(char::is_control));
+}

@@ -3,8 +3,13 @@
 //! pass. And what vLLM's pipe does wrong, and ours does not, for which no Python is needed.
 #![cfg(not(loom))]
 
-mod alike;
+#[macro_use]
+#[path = "../delegate/mod.rs"]
+mod delegate;
 
+mod alike;
+mod defects;
+mod group;
 mod pipe;
 #[path = "../python/mod.rs"]
 mod python;

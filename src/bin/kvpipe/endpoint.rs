@@ -96,6 +96,10 @@ impl DemoPlan {
     /// vLLM's.
     pub(crate) async fn new(args: &DemoArgs) -> Result<Self, Failure> {
         let path = args.path()?;
+        if let Some(path) = path {
+            // Every rank will do so; here it is said once.
+            Way::new(path, tcp_config(&args.pipe, "", Duration::ZERO)?)?;
+        }
         let own = Self {
             ranks: args.ranks.unwrap_or(2),
             store: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
@@ -177,6 +181,10 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
 /// The way of a rank that is one of many commands.
 pub(crate) fn rank_way(rank: &RankArgs, timeout: Duration) -> Result<Way, Failure> {
     let path = Path::new(rank.transport, rank.wire)?;
+    if rank.host.is_some() && path != Path::Tcp {
+        let why = "nobody connects to a rank there";
+        return Err(Failure::usage("--host has no meaning through a store").detail(why).hint("leave it out"));
+    }
     for (option, is_given) in
         [("--heartbeat", rank.heartbeat.is_some()), ("--reconnect", rank.reconnect.is_some())]
     {
@@ -222,7 +230,10 @@ impl Way {
         }
         let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
         if tcp.secret.is_some() {
-            return without("a secret", "whoever reaches the store can read and change everything");
+            return without(
+                "a secret (--secret-file, KVPIPE_SECRET)",
+                "whoever reaches the store can read and change everything",
+            );
         }
         if tcp.checksum {
             return without("--checksum", "values are checked by the connections to the store only");

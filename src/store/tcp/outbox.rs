@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Buf;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::pieces::Pieces;
 use super::protocol::Reply;
+use super::serving::STALL_WITHIN;
 use crate::sync::Mutex;
 
 /// The replies that one client has not taken yet.
@@ -25,6 +27,8 @@ pub(super) struct Outbox {
     filled: Notify,
     /// Something was written. One task waits.
     drained: Notify,
+    /// The client is to go. One task waits.
+    evicted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -40,8 +44,8 @@ const KEPT_BYTES: usize = 64 << 10;
 
 impl Outbox {
     pub(super) fn new(limit_bytes: usize) -> Self {
-        let (queue, filled, drained) = (Mutex::new(Queue::default()), Notify::new(), Notify::new());
-        Self { queue, limit_bytes, filled, drained }
+        let [filled, drained, evicted] = [const { Notify::const_new() }; 3];
+        Self { queue: Mutex::new(Queue::default()), limit_bytes, filled, drained, evicted }
     }
 
     /// Adds a reply; forgets it if the outbox is closed.
@@ -58,6 +62,16 @@ impl Outbox {
     pub(super) fn close(&self) {
         self.queue.lock().closed = true;
         self.filled.notify_one();
+    }
+
+    /// Says that the client has to go.
+    pub(super) fn evict(&self) {
+        self.evicted.notify_one();
+    }
+
+    /// Waits until the client has to go. Cancel safe; for one task.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     /// Waits until less than the limit is held. Cancel safe; for one task.
@@ -80,7 +94,16 @@ impl Outbox {
             replies.iter().for_each(|reply| reply.encode_to(&mut pieces));
             drop(replies);
             let bytes = pieces.remaining() as u64;
-            writer.write_all_buf(&mut pieces).await?;
+            while pieces.has_remaining() {
+                match timeout(STALL_WITHIN, writer.write_buf(&mut pieces)).await {
+                    Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => written.map(drop)?,
+                    Err(_elapsed) => {
+                        let why = format!("no byte was taken for {} s", STALL_WITHIN.as_secs());
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                    }
+                }
+            }
             writer.flush().await?;
             written.fetch_add(bytes, Ordering::Relaxed);
             if pieces.capacity() > KEPT_BYTES {

@@ -87,6 +87,12 @@ impl RequestParser {
         self.stage.blob()?.spare()
     }
 
+    /// Whether a request has begun that has not come whole.
+    #[must_use]
+    pub fn is_within_request(&self) -> bool {
+        !matches!(self.stage, Stage::Opcode)
+    }
+
     /// The memory that the unfinished request takes, about: it grows with what has come of it, by a
     /// constant factor, and never with what is only announced.
     #[must_use]

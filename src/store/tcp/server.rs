@@ -20,8 +20,8 @@ use crate::store::Limits;
 /// Each connection has its own task, and the state is locked for one request at a time and never during
 /// I/O: a client that stalls, floods or sends garbage harms itself. Garbage, a request over a
 /// [limit](Limits) and a request that the [state machine](super::server_state) refuses close that
-/// client's connection, with a line in the log (`tracing`, level warn). A client that does not VALIDATE
-/// within 30 s is closed, too.
+/// client's connection, with a line in the log (`tracing`, level warn). So do 30 s without VALIDATE, 30 s
+/// without a byte in the middle of a request, and 30 s in which no byte of waiting replies is taken.
 ///
 /// Dropping the server stops it and closes all connections at once; [`shutdown`](Self::shutdown) lets
 /// replies out first.

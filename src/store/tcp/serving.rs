@@ -21,6 +21,10 @@ use crate::sync::Mutex;
 /// Until when a new connection must have sent VALIDATE. PyTorch's clients send it at once.
 const VALIDATE_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a client may pause in the middle of a request, or leave replies unread without taking a byte
+/// of them. Memory is held for it meanwhile, which others may need.
+pub(super) const STALL_WITHIN: Duration = Duration::from_secs(30);
+
 /// How long the last replies to a client whose connection ends may take to be written.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -95,6 +99,27 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Accounts for the request that has begun. If all clients' are too much together, those go that hold
+    /// more than this one: it must not pay for somebody who stalls with a larger one.
+    fn hold(&self, bytes: usize) -> Result<(), Violation> {
+        let mut state = self.hub.state.lock();
+        loop {
+            let Err(violation) = state.server.hold(self.id, bytes) else { return Ok(()) };
+            let crowded = matches!(violation, Violation::TooMuchUnfinished { .. });
+            match state.server.largest_unfinished() {
+                Some((largest, held)) if crowded && largest != self.id && held > bytes => {
+                    state.server.disconnect(largest);
+                    if let Some(outbox) = state.outboxes.remove(&largest) {
+                        outbox.evict();
+                    }
+                }
+                _ => return Err(violation),
+            }
+        }
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         let mut state = self.hub.state.lock();
@@ -109,6 +134,10 @@ impl Drop for Client {
 enum Ended {
     #[error("it sent no VALIDATE within {} s", VALIDATE_WITHIN.as_secs())]
     Silent,
+    #[error("its request is the largest of unfinished ones, which are over their limit together")]
+    Crowded,
+    #[error("it paused within a request for {} s", STALL_WITHIN.as_secs())]
+    Stalled,
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     #[error(transparent)]
@@ -133,6 +162,7 @@ pub(super) async fn serve_client<S: Stream>(client: Client, stream: S, peer: Soc
             tracing::debug!(%peer, ?written, "writing to a client of the store failed");
             return;
         }
+        () = client.outbox.evicted() => Err(Ended::Crowded),
         ended = read_requests(&client, &mut reader) => ended,
     };
     match ended {
@@ -157,6 +187,7 @@ async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -
     let mut held_bytes = 0;
     loop {
         let mut placed = false;
+        let within_request = parser.is_within_request();
         let read = async {
             match parser.spare() {
                 Some(mut spare) => {
@@ -166,10 +197,12 @@ async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -
                 None => reader.read(&mut buffer).await,
             }
         };
-        let count = if validated {
-            read.await?
-        } else {
+        let count = if !validated {
             timeout_at(validate_until, read).await.map_err(|_elapsed| Ended::Silent)??
+        } else if within_request {
+            timeout(STALL_WITHIN, read).await.map_err(|_elapsed| Ended::Stalled)??
+        } else {
+            read.await?
         };
         if count == 0 {
             return Ok(());
@@ -183,7 +216,7 @@ async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -
         }
         if parser.held_bytes() != held_bytes {
             held_bytes = parser.held_bytes();
-            client.hub.state.lock().server.hold(client.id, held_bytes)?;
+            client.hold(held_bytes)?;
         }
     }
 }
@@ -241,6 +274,41 @@ mod tests {
         far.write_all(&validate).await.unwrap();
         let day = Duration::from_secs(24 * 3600);
         timeout(day, read_requests(&client, &mut near)).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_pauses_within_a_request_is_closed_and_one_that_goes_on_is_not() {
+        let hub = hub();
+        let client = hub.connect().unwrap();
+        let (mut near, mut far) = duplex(64);
+        let mut requests = bytes::BytesMut::new();
+        Request::Validate { magic: MAGIC }.encode(&mut requests);
+        far.write_all(&requests.split()).await.unwrap();
+        Request::Set { key: "k".into(), value: "value".into() }.encode(&mut requests);
+        let slowly = async {
+            for byte in requests.split_to(requests.len() - 1) {
+                far.write_all(&[byte]).await.unwrap();
+                tokio::time::sleep(STALL_WITHIN / 2).await;
+            }
+            Instant::now()
+        };
+        let (ended, last_byte) = tokio::join!(read_requests(&client, &mut near), slowly);
+        assert!(matches!(ended, Err(Ended::Stalled)), "{ended:?}");
+        assert_eq!(last_byte.elapsed(), STALL_WITHIN / 2);
+        drop(client);
+        assert_eq!(hub.state.lock().server.unfinished_bytes(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_no_byte_of_its_replies_is_closed() {
+        let hub = hub();
+        let client = hub.connect().unwrap();
+        client.outbox.push(Reply::Value(vec![0; 1 << 20].into()));
+        let (near, _far) = duplex(64);
+        let began = Instant::now();
+        serve_client(client, Near(near), PEER).await;
+        assert_eq!(began.elapsed(), STALL_WITHIN);
+        assert_eq!(hub.clients.value(), 0);
     }
 
     #[tokio::test(start_paused = true)]

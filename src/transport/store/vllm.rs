@@ -169,23 +169,22 @@ impl<S: Store + Clone> VllmIncoming<S> {
     }
 
     async fn receive_tensor(&self, announced: &TensorMetadata) -> Result<Tensor> {
-        let tensor = match self.next_object().await? {
-            Object::Tensor(tensor) => tensor,
-            other => return Err(self.misbehaved(format!("sent {} where a tensor was due", other.kind()))),
-        };
-        if (tensor.dtype(), tensor.shape()) != (announced.dtype(), announced.shape()) {
+        let bytes = announced.payload_bytes();
+        let pickled = self.group.recv_pickled_tensor(self.ring.previous(), bytes).await?;
+        let sent = pickled.metadata();
+        if sent != *announced {
             return Err(self.misbehaved(format!(
                 "announced a tensor {} {} and sent one {} {}",
                 announced.dtype(),
                 announced.shape(),
-                tensor.dtype(),
-                tensor.shape()
+                sent.dtype(),
+                sent.shape()
             )));
         }
-        // Out of the pickle, where it lies at any address, and which is larger.
-        let mut buffer = self.pool.take(tensor.byte_len())?;
-        buffer.copy_from_slice(tensor.bytes()?);
-        Tensor::new(tensor.dtype(), *tensor.shape(), buffer.freeze())
+        // Out of the pickle, where it lies at any address, and in whatever order.
+        let mut buffer = self.pool.take(bytes)?;
+        pickled.copy_to(&mut buffer)?;
+        Tensor::new(sent.dtype(), *sent.shape(), buffer.freeze())
     }
 
     /// However long it takes: an idle peer is no failure.

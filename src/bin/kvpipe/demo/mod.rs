@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::RankReport;
 use self::workload::Workload;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, Path};
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -24,12 +24,16 @@ use crate::serve::StopSignals;
 /// Runs all ranks, then shows what was moved and how fast.
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let plan = DemoPlan::new(&args).await?;
+    let path = args.path()?;
+    if path == Some(Path::Vllm) && plan.ranks == 1 {
+        return Err(Failure::usage("on vllm's wire a rank can't send to itself").hint("--ranks 2 or more"));
+    }
     let first = Workload::new(&args.workload, 0)?;
     let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(plan.ranks)));
     output.text(format_args!("each of {} ranks sends {}", plan.ranks, first.describe()))?;
     drop(first);
     let mut stop = StopSignals::new()?;
-    let reports = match args.path()? {
+    let reports = match path {
         Some(path) => processes::run(&args, &plan, path, &output, &mut stop).await,
         None => in_memory(&args, &plan, &mut stop).await,
     };

@@ -38,14 +38,14 @@ pub(in crate::transport::store) async fn run<S: Store>(
     let mut session = ReceiveSession::new(met.session);
     session.accept(met.peer_session);
     tracing::debug!(%link, session = ?met.session, "the edge is there");
-    let alive = [met.keys.receiver_alive(), met.keys.sender_alive()];
+    let alive = [met.keys.receiver_alive(), met.keys.sender_alive(), met.keys.sender()];
     let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
     pulse.begin().await?;
     let end = ReceivingEnd {
         link: &link,
         items,
         store: &store,
-        heartbeat: pulse.own_key(),
+        pulse: &pulse,
         data: met.keys.data(),
         replies: met.keys.replies(),
         session: Mutex::new(session),
@@ -105,7 +105,7 @@ struct ReceivingEnd<'a, S> {
     link: &'a Link,
     items: &'a Inbox,
     store: &'a Patient<S>,
-    heartbeat: &'a str,
+    pulse: &'a Pulse<'a, S>,
     data: Track,
     replies: Track,
     session: Mutex<ReceiveSession>,
@@ -122,7 +122,10 @@ impl<S: Store> ReceivingEnd<'_, S> {
     async fn fetch(&self, lane: usize) -> Error {
         for number in (lane as u64..).step_by(LANES) {
             match self.store.get(&self.data.message(number)).await {
-                Ok(message) => self.lanes[lane].put(message).await,
+                Ok(message) => {
+                    self.lanes[lane].room().await;
+                    self.lanes[lane].fill(message);
+                }
                 Err(error) => return error,
             }
         }
@@ -163,11 +166,13 @@ impl<S: Store> ReceivingEnd<'_, S> {
             return Ok(());
         }
         let number = self.state.lock().fetched;
+        self.pulse.set_waiting(true);
         let message = tokio::select! {
             biased;
             () = self.items.closed() => return Err(Error::Closed),
             message = self.lanes[lane(number)].take() => message,
         };
+        self.pulse.set_waiting(false);
         self.state.lock().fetched += 1;
         self.state_changed.notify_one();
         stream.go_on(message).map_err(|broken| self.misbehaved(broken))
@@ -220,7 +225,7 @@ impl<S: Store> ReceivingEnd<'_, S> {
                 // Nobody does it after that.
                 self.delete_fetched(fetched).await?;
             }
-            self.store.publish(&self.replies, number, report.encode(), self.heartbeat).await?;
+            self.store.publish(&self.replies, number, report.encode(), self.pulse.own_key()).await?;
             self.state.lock().reported += 1;
             if is_last {
                 return Ok(());
@@ -244,8 +249,12 @@ impl<S: Store> ReceivingEnd<'_, S> {
         if !number.is_multiple_of(REPLIES_MAX / 2) {
             return Ok(());
         }
+        let oldest = number.saturating_sub(REPLIES_MAX / 2);
         let mut ticker = ticker(READ_POLL);
-        while self.store.consumed(&self.replies).await? + REPLIES_MAX / 2 < number {
+        // The count alone may lag behind for ever, if an attempt to set it came late.
+        while self.store.consumed(&self.replies).await? < oldest
+            && self.store.is_there(&self.replies.message(oldest - 1)).await?
+        {
             ticker.tick().await;
         }
         Ok(())

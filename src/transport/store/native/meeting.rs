@@ -51,6 +51,8 @@ pub(super) async fn find_receiver<S: Store>(
     let name = EdgeName::outgoing(&config.group, ring);
     let ours = endpoint(config, ring, [ring.rank(), ring.next()], max_item_bytes)?;
     let own_hello = encode(&ours, None);
+    // The receiver that we have claimed, and that does not answer.
+    let mut unanswered: Option<(RunKeys, Bytes)> = None;
     let finding = async {
         let mut silent: Option<Bytes> = None;
         loop {
@@ -63,6 +65,7 @@ pub(super) async fn find_receiver<S: Store>(
             let keys = name.run(&theirs.session);
             if store.claim(&keys.sender(), &own_hello).await? == own_hello {
                 agree(link, &ours, &theirs)?;
+                unanswered = Some((keys.clone(), hello.clone()));
                 if is_answered(store, &keys, &name, &hello).await? {
                     let (session, peer_session) = (ours.session, theirs.session);
                     return Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() });
@@ -73,10 +76,16 @@ pub(super) async fn find_receiver<S: Store>(
         }
     };
     let limit = config.connect_timeout;
-    timeout_at(after(limit), finding).await.unwrap_or_else(|_| {
-        let (peer, key) = (ring.next(), name.receiver());
-        Err(Error::timeout(format!("rank {peer} to receive (store key {key:?})"), limit))
-    })
+    if let Ok(found) = timeout_at(after(limit), finding).await {
+        return found;
+    }
+    if let Some((keys, hello)) = unanswered {
+        // It is dead, and nobody else can claim it.
+        store.sweep(vec![keys.sender()], Vec::new()).await;
+        withdraw(store, &name.receiver(), &hello).await;
+    }
+    let (peer, key) = (ring.next(), name.receiver());
+    Err(Error::timeout(format!("rank {peer} to receive (store key {key:?})"), limit))
 }
 
 /// Whether the receiver whose Hello we claimed begins to beat before another takes its place.
@@ -124,17 +133,29 @@ pub(super) async fn await_sender<S: Store>(
     let hello = timeout_at(after(limit), awaiting).await;
     // Whoever comes now comes too late.
     withdraw(store, &name.receiver(), &own_hello).await;
-    let hello = hello.unwrap_or_else(|_| {
+    let met = hello.unwrap_or_else(|_| {
         let (peer, key) = (ring.previous(), name.receiver());
         Err(Error::timeout(format!("rank {peer} to send to us (store key {key:?})"), limit))
-    })?;
-    let theirs = decode(&hello).map_err(|error| error.into_error(link.clone()))?.endpoint;
-    agree(link, &theirs, &ours)?;
-    let (session, peer_session) = (ours.session, theirs.session);
-    Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() })
+    });
+    let met = met.and_then(|hello| {
+        let theirs = decode(&hello).map_err(|error| error.into_error(link.clone()))?.endpoint;
+        agree(link, &theirs, &ours)?;
+        Ok(theirs)
+    });
+    match met {
+        Ok(theirs) => {
+            let (session, peer_session) = (ours.session, theirs.session);
+            Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() })
+        }
+        Err(error) => {
+            // A sender that fits no better has seen that as well, and reads it no more.
+            store.sweep(vec![keys.sender()], Vec::new()).await;
+            Err(error)
+        }
+    }
 }
 
-/// Deletes our Hello, but not that of another run in our place. That it stays in a store that is away
+/// Deletes the Hello of a run, but not that of another in its place. That it stays in a store that is away
 /// harms nobody.
 async fn withdraw<S: Store>(store: &Patient<S>, key: &str, own_hello: &Bytes) {
     let withdrawing = async {

@@ -6,21 +6,26 @@
 //! |---|---|---|
 //! | `receiver` | receiver | its [`Hello`](crate::wire::handshake::Hello), until a sender has come |
 //! | `RUN/sender` | sender | its Hello; the first to set it is the peer |
-//! | `RUN/alive/sender`, `RUN/alive/receiver` | each its own | a counter that goes up |
+//! | `RUN/alive/sender`, `RUN/alive/receiver` | each its own | a counter that goes up; u64::MAX says farewell |
 //! | `RUN/data/N` | sender | message N of one stream of frames and payloads |
 //! | `RUN/data/consumed` | receiver | how many of them it has consumed |
 //! | `RUN/reply/N` | receiver | a count of consumed messages, and replies |
 //! | `RUN/reply/consumed` | sender | how many of them it has consumed |
 //!
 //! RUN is the receiver's session in hexadecimal digits, so that no run ever meets the keys of another.
-//! A message is deleted by its reader. Whoever says the last word has fallen silent before, and who
-//! reads it deletes all other keys; when one end dies, the other does, as far as it knows them.
+//! A message is deleted by its reader. Whoever says the last word has said farewell before, and writes
+//! nothing more; who reads it deletes all other keys. When one end dies, the other does, as far as it
+//! knows them. `RUN/sender` is there for as long as both live: if it is missing, the store has begun anew.
+//!
+//! An abort is a frame like any other, behind what was sent. Only in the middle of a payload there is no
+//! place for a frame; then the reason stands behind the farewell, and what was not yet read is lost, and
+//! in doubt.
 //!
 //! # Bounds
 //!
 //! At most `window_bytes` of messages are handed over and not reported as consumed; since a report goes
 //! out before the keys are deleted, the store may hold twice as much. The receiver holds the messages
-//! that it has fetched, at most five chunks, besides its inbox.
+//! that it has fetched, at most five chunks, besides its inbox. An abort goes out beyond the window.
 //!
 //! # Outages
 //!

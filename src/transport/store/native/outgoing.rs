@@ -22,6 +22,7 @@ use crate::transport::timing::showing_progress;
 use crate::transport::{Outbox, Ring};
 use crate::wire::frame::{Frame, MAX_FRAME_BYTES, PREFIX_BYTES};
 use crate::wire::metadata::Metadata;
+use crate::wire::text::Text;
 
 /// Moves items to the next rank until the pipe or the edge ends.
 pub(in crate::transport::store) async fn run<S: Store>(
@@ -41,7 +42,7 @@ pub(in crate::transport::store) async fn run<S: Store>(
         return Err(Error::Bug(violation));
     }
     tracing::debug!(%link, session = ?met.session, "the edge is there");
-    let alive = [met.keys.sender_alive(), met.keys.receiver_alive()];
+    let alive = [met.keys.sender_alive(), met.keys.receiver_alive(), met.keys.sender()];
     let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
     pulse.begin().await?;
     let end = SendingEnd {
@@ -95,6 +96,8 @@ struct Flow {
     deleted: u64,
     /// Replies below it were read.
     heard: u64,
+    /// The frame of an item may have been handed over, and its payload not all of it.
+    is_inside_payload: bool,
 }
 
 struct SendingEnd<'a, S> {
@@ -119,14 +122,22 @@ struct SendingEnd<'a, S> {
 impl<S: Store> SendingEnd<'_, S> {
     /// Writes items until our pipe fails.
     async fn write_items(&self) -> Ending {
-        let failure = match self.write_until_failure().await {
-            Ok(failure) => failure,
-            Err(error) => error,
+        let failure = tokio::select! {
+            biased;
+            // Also while we wait for room: the peer may not read for long.
+            failure = self.items.failed() => failure,
+            failure = self.write_until_failure() => failure.unwrap_or_else(|error| error),
         };
+        let reason = Text::from(failure.to_string());
+        if self.flow.lock().is_inside_payload {
+            // Nothing but its rest may follow in the stream.
+            self.pulse.leave_because(&reason).await;
+            return Ending::WeAborted(failure);
+        }
         self.pulse.leave().await;
         let mut abort = Vec::new();
-        Frame::Abort { reason: failure.to_string().into() }.encode_into(&mut abort);
-        self.hand_over(abort.into()).await;
+        Frame::Abort { reason }.encode_into(&mut abort);
+        self.put(abort.into()).await;
         self.all_published().await;
         Ending::WeAborted(failure)
     }
@@ -168,11 +179,13 @@ impl<S: Store> SendingEnd<'_, S> {
             }
             Some(payload) => payload,
         };
+        self.flow.lock().is_inside_payload = true;
         self.flush(batch).await;
         for begin in (0..payload.len()).step_by(self.chunk_bytes) {
             let end = payload.len().min(begin.saturating_add(self.chunk_bytes));
             self.hand_over(payload.slice(begin..end)).await;
         }
+        self.flow.lock().is_inside_payload = false;
         Ok(())
     }
 
@@ -195,19 +208,27 @@ impl<S: Store> SendingEnd<'_, S> {
         }
     }
 
-    /// Gives a message to its lane, once the window has room for it.
+    /// Gives a message to its lane, once the window has room for it. Cancel safe.
     async fn hand_over(&self, message: Bytes) {
-        let number = loop {
+        loop {
             {
-                let mut flow = self.flow.lock();
+                let flow = self.flow.lock();
                 if flow.handed_over - flow.consumed < self.window {
-                    flow.handed_over += 1;
-                    break flow.handed_over - 1;
+                    break;
                 }
             }
             self.flow_changed.notified().await;
-        };
-        self.lanes[lane(number)].put((number, message)).await;
+        }
+        self.put(message).await;
+    }
+
+    /// Gives a message to its lane. Cancel safe: it has a number only once it is there, or the peer would
+    /// wait for it for ever.
+    async fn put(&self, message: Bytes) {
+        let number = self.flow.lock().handed_over;
+        self.lanes[lane(number)].room().await;
+        self.flow.lock().handed_over += 1;
+        self.lanes[lane(number)].fill((number, message));
     }
 
     async fn all_published(&self) {

@@ -82,6 +82,16 @@ impl<S: Store> Patient<S> {
         self.persist(look).await
     }
 
+    /// As [`get_if_there`](Self::get_if_there), or `None` if `other` is not there.
+    pub(super) async fn get_beside(&self, other: &str, key: &str) -> Result<Option<Option<Bytes>>> {
+        // In one question, mostly.
+        let both = || async { self.store.check(&[other, key], self.answer_within).await };
+        if !self.persist(both).await? && !self.is_there(other).await? {
+            return Ok(None);
+        }
+        self.get_if_there(key).await.map(Some)
+    }
+
     /// Sets `key` if it is not there, and gives what it holds then. Repeated, it gives the same.
     pub(super) async fn claim(&self, key: &str, value: &Bytes) -> Result<Bytes> {
         self.persist(|| self.store.compare_set(key, Bytes::new(), value.clone(), self.answer_within)).await
@@ -109,7 +119,7 @@ impl<S: Store> Patient<S> {
         let mut outage = Outage::default();
         loop {
             let began = Instant::now();
-            match self.store.set(&key, value.clone(), self.answer_within).await {
+            match self.store.set(&key, value.clone(), MESSAGE_WITHIN).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.bear(&mut outage, began, error).await?,
             }
@@ -132,7 +142,7 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 
-    async fn is_there(&self, key: &str) -> Result<bool> {
+    pub(super) async fn is_there(&self, key: &str) -> Result<bool> {
         self.persist(|| async { self.store.check(&[key], self.answer_within).await }).await
     }
 
@@ -154,7 +164,7 @@ impl<S: Store> Patient<S> {
         messages.extend(std::mem::take(&mut *self.doubtful.lock()));
         let delete = async |keys: Vec<&String>| {
             for key in keys {
-                self.store.delete(key, self.answer_within).await?;
+                self.delete(key).await?;
             }
             Ok::<(), Error>(())
         };
@@ -194,7 +204,8 @@ impl<S: Store> Patient<S> {
         let pause = backoff.next(self.entropy.next_u64()?);
         if since.elapsed() + pause >= self.patience {
             let patience = self.patience.as_secs_f64();
-            let reason = format!("the store between us was out of reach for {patience} s: {error}");
+            let reason =
+                format!("the store between us was out of reach, or refused us, for {patience} s: {error}");
             return Err(Error::PeerGone { link: self.link.clone(), reason });
         }
         tracing::debug!(link = %self.link, %error, "the store did not answer, trying again");
@@ -202,6 +213,10 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 }
+
+/// How long a single message may take. It may be long, and the network slow; that a store does not answer
+/// at all shows in the heartbeat, which is short.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Since when the store has not answered.
 #[derive(Debug, Default)]

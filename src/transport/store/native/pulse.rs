@@ -8,8 +8,10 @@ use tokio::sync::Notify;
 use super::patient::Patient;
 use crate::error::{Error, Link, Result};
 use crate::store::Store;
+use crate::sync::Mutex;
 use crate::transport::session::Silence;
 use crate::transport::timing::{listening, silent_for, speaking};
+use crate::wire::text::Text;
 
 /// One end's heartbeat.
 pub(super) struct Pulse<'a, S> {
@@ -17,10 +19,15 @@ pub(super) struct Pulse<'a, S> {
     link: &'a Link,
     own_key: String,
     peer_key: String,
+    /// Set once, and there for as long as both ends live.
+    run_key: String,
     /// The silence that we bear.
     limit: Duration,
     /// The silence that the peer bears.
     peer_limit: Duration,
+    /// The reason of an abort, or nothing.
+    farewell: Mutex<Vec<u8>>,
+    waiting: Mutex<bool>,
     leaving: Notify,
     left: Notify,
 }
@@ -29,7 +36,7 @@ impl<'a, S: Store> Pulse<'a, S> {
     pub(super) fn new(
         store: &'a Patient<S>,
         link: &'a Link,
-        [own_key, peer_key]: [String; 2],
+        [own_key, peer_key, run_key]: [String; 3],
         limit: Duration,
         peer_limit: Duration,
     ) -> Self {
@@ -38,8 +45,11 @@ impl<'a, S: Store> Pulse<'a, S> {
             link,
             own_key,
             peer_key,
+            run_key,
             limit,
             peer_limit,
+            farewell: Mutex::new(Vec::new()),
+            waiting: Mutex::new(true),
             leaving: Notify::new(),
             left: Notify::new(),
         }
@@ -68,12 +78,23 @@ impl<'a, S: Store> Pulse<'a, S> {
             tokio::select! {
                 biased;
                 () = self.leaving.notified() => {
+                    let farewell = [&FAREWELL.to_le_bytes(), &self.farewell.lock()[..]].concat();
+                    let farewell = self.store.set(&self.own_key, farewell.into()).await;
                     self.left.notify_one();
-                    return std::future::pending().await;
+                    match farewell {
+                        Ok(()) => return std::future::pending().await,
+                        Err(error) => return error,
+                    }
                 }
                 _ = ticker.tick() => {}
             }
         }
+    }
+
+    /// [`leave`](Self::leave), and with it the reason of an abort, for a peer that can't be told otherwise.
+    pub(super) async fn leave_because(&self, reason: &Text) {
+        *self.farewell.lock() = reason.as_str().into();
+        self.leave().await;
     }
 
     async fn beat(&self, number: u64) -> Result<()> {
@@ -89,7 +110,14 @@ impl<'a, S: Store> Pulse<'a, S> {
         self.left.notify_one();
     }
 
-    /// Watches the peer's key until it has not changed for our limit, or the store is away.
+    /// Says whether we are waiting for a message of the peer's. We are, until this says something else.
+    pub(super) fn set_waiting(&self, waiting: bool) {
+        *self.waiting.lock() = waiting;
+    }
+
+    /// Watches the peer's key until it has not changed for our limit, or the store is away, or has begun
+    /// anew. A peer that has said farewell may be silent for as long as there is something to read: its
+    /// last word is behind it.
     pub(super) async fn listen(&self) -> Error {
         let mut ticker = listening(self.limit);
         let mut silence = Silence::default();
@@ -97,17 +125,38 @@ impl<'a, S: Store> Pulse<'a, S> {
         loop {
             ticker.tick().await;
             // While the store does not answer us no time is counted: the peer may well be speaking.
-            match self.store.get_if_there(&self.peer_key).await {
-                Ok(Some(beat)) if last.as_ref() != Some(&beat) => {
-                    silence.hear();
-                    last = Some(beat);
-                }
-                Ok(_) => {}
+            let beat = match self.store.get_beside(&self.run_key, &self.peer_key).await {
+                Ok(Some(beat)) => beat,
+                Ok(None) => return self.gone("the store has lost what we had in it".into()),
                 Err(error) => return error,
+            };
+            match beat.as_ref().and_then(|beat| beat.strip_prefix(&FAREWELL.to_le_bytes())) {
+                None => {}
+                Some([]) if !*self.waiting.lock() => {
+                    silence.excuse();
+                    continue;
+                }
+                Some([]) => {}
+                Some(reason) => {
+                    let reason = Text::from(String::from_utf8_lossy(reason).into_owned());
+                    let link = self.link.clone();
+                    return Error::PeerAborted { link, reason: reason.as_str().into() };
+                }
+            }
+            if beat.is_some() && beat != last {
+                silence.hear();
+                last = beat;
             }
             if silence.tick() {
-                return Error::PeerGone { link: self.link.clone(), reason: silent_for(self.limit) };
+                return self.gone(silent_for(self.limit));
             }
         }
     }
+
+    fn gone(&self, reason: String) -> Error {
+        Error::PeerGone { link: self.link.clone(), reason }
+    }
 }
+
+/// The beat of an end that says its last word next, or, with words behind it, says it hereby.
+const FAREWELL: u64 = u64::MAX;

@@ -19,12 +19,17 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T> Slot<T> {
-    /// Waits until the slot is empty, and fills it. Dropped early, the value is dropped with it.
-    pub(super) async fn put(&self, value: T) {
+    /// Waits until the slot is empty. Cancel safe.
+    pub(super) async fn room(&self) {
         while self.value.lock().is_some() {
             self.emptied.notified().await;
         }
-        *self.value.lock() = Some(value);
+    }
+
+    /// Fills the slot, which is [empty](Self::room).
+    pub(super) fn fill(&self, value: T) {
+        let old = self.value.lock().replace(value);
+        debug_assert!(old.is_none(), "the slot is filled");
         self.filled.notify_one();
     }
 
