@@ -170,16 +170,18 @@ impl<S: Store + Clone> VllmIncoming<S> {
 
     async fn receive_tensor(&self, announced: &TensorMetadata) -> Result<Tensor> {
         let bytes = announced.payload_bytes();
-        let pickled = self.group.recv_pickled_tensor(self.ring.previous(), bytes).await?;
+        let differs = |sent: String| {
+            let (dtype, shape) = (announced.dtype(), announced.shape());
+            self.misbehaved(format!("announced a tensor {dtype} {shape} and sent {sent}"))
+        };
+        let received = self.group.recv_pickled_tensor(self.ring.previous(), bytes).await;
+        let pickled = received.map_err(|error| match error {
+            Error::PeerMisbehaved { violation, .. } => differs(format!("something else: {violation}")),
+            error => error,
+        })?;
         let sent = pickled.metadata();
         if sent != *announced {
-            return Err(self.misbehaved(format!(
-                "announced a tensor {} {} and sent one {} {}",
-                announced.dtype(),
-                announced.shape(),
-                sent.dtype(),
-                sent.shape()
-            )));
+            return Err(differs(format!("one {} {}", sent.dtype(), sent.shape())));
         }
         // Out of the pickle, where it lies at any address, and in whatever order.
         let mut buffer = self.pool.take(bytes)?;
