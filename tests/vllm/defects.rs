@@ -221,21 +221,24 @@ fn announced(dtype: DType, dims: &[usize]) -> Object {
 /// There, it is converted and broadcast: a scalar fills a matrix.
 #[tokio::test(start_paused = true)]
 async fn another_tensor_than_announced_is_a_broken_protocol() {
-    for (dtype, dims) in [
-        (DType::Float32, &[][..]),
-        (DType::Float32, &[1]),
-        (DType::Float32, &[3]),
-        (DType::Float32, &[1, 2, 3]),
-        (DType::Float64, &[2, 3]),
-        (DType::Int32, &[2, 3]),
+    let announced_one = "announced a tensor float32 [2, 3] and sent one";
+    for (dtype, dims, says) in [
+        (DType::Float32, &[][..], announced_one),
+        (DType::Float32, &[1], announced_one),
+        (DType::Float32, &[3], announced_one),
+        (DType::Float32, &[1, 2, 3], announced_one),
+        (DType::Int32, &[2, 3], announced_one),
+        (DType::Float64, &[2, 3], "a tensor of 48 bytes is over the limit of 24 bytes"),
     ] {
         let store = Gated::new();
         let receiver = receiver(&store).await;
         store.sends(0, announced(DType::Float32, &[2, 3])).await;
         store.sends(1, Object::Tensor(tensor(dtype, dims))).await;
         let error = receiver.recv_timeout(LONG).await.unwrap_err();
-        assert!(matches!(&error, Error::PeerMisbehaved { .. }), "{error}");
-        assert!(error.to_string().contains("announced a tensor float32 [2, 3] and sent one"), "{error}");
+        assert!(
+            matches!(&error, Error::PeerMisbehaved { violation, .. } if violation.contains(says)),
+            "{error}"
+        );
     }
 }
 
@@ -246,8 +249,8 @@ async fn what_is_out_of_sequence_is_a_broken_protocol() {
     for (sent, says) in [
         (vec![Object::Tensor(tensor(DType::Float32, &[2, 3]))], "sent a tensor where metadata was due"),
         (vec![Object::Text("barrier_x".into())], "sent a text where metadata was due"),
-        (vec![metadata(), metadata()], "sent metadata where a tensor was due"),
-        (vec![metadata(), Object::None], "sent None where a tensor was due"),
+        (vec![metadata(), metadata()], "the global \"torch.Size\" is not allowed"),
+        (vec![metadata(), Object::None], "a pickle of None is not a tensor"),
     ] {
         let store = Gated::new();
         let receiver = receiver(&store).await;
@@ -255,7 +258,10 @@ async fn what_is_out_of_sequence_is_a_broken_protocol() {
             store.sends(number, object).await;
         }
         let error = receiver.recv_timeout(LONG).await.unwrap_err();
-        assert!(matches!(&error, Error::PeerMisbehaved { violation, .. } if violation == says), "{error}");
+        assert!(
+            matches!(&error, Error::PeerMisbehaved { violation, .. } if violation.contains(says)),
+            "{error}"
+        );
     }
 }
 
