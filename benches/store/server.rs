@@ -130,7 +130,11 @@ async fn client_rounds(server: &Server, operation: Operation, clients: usize, fo
     for client in 0..clients {
         let port = port.parse().expect("a port");
         let store = TcpStore::connect(TokioNet, host, port, ConnectOptions::default()).await;
-        connected.push((store.expect("the server is there"), format!("{}/{client}", operation.name()), value.clone()));
+        connected.push((
+            store.expect("the server is there"),
+            format!("{}/{client}", operation.name()),
+            value.clone(),
+        ));
     }
     rounds(connected, for_long, async move |(store, key, value): &mut (TcpStore<TokioNet>, String, Bytes)| {
         operation.by_client(store, key, value).await;
