@@ -35,6 +35,9 @@ pub fn divide(numerator: usize, denominator: usize) -> Result<usize> {
     }
 }
 
+/// The most parts of a tensor: a last dimension of 0 would be divisible into any number.
+const PARTS_MAX: usize = 1 << 16;
+
 /// Splits a tensor into `parts` of equal shape along its last dimension, in order.
 ///
 /// Each chunk is a contiguous copy in memory of its own, whatever the number of parts: it outlives
@@ -64,6 +67,9 @@ pub fn split_tensor_along_last_dim(tensor: &Tensor, parts: usize) -> Result<Vec<
         return Err(refuse("a scalar has no dimension"));
     };
     let chunk = divide(last, parts).map_err(|error| refuse(&error.to_string()))?;
+    if parts > PARTS_MAX {
+        return Err(refuse(&format!("that is over the limit of {PARTS_MAX} parts")));
+    }
     if parts > 1 && !chunk.is_multiple_of(dtype.elements_per_item()) {
         return Err(refuse(&format!("{} elements share a byte", dtype.elements_per_item())));
     }
@@ -218,6 +224,7 @@ mod tests {
         let reason = |dims: &[usize], parts| split_refusal(DType::Float32, dims, parts);
         assert_eq!(reason(&[], 1), "float32 [] can't be split into 1 parts: a scalar has no dimension");
         assert_eq!(reason(&[2, 6], 4), "float32 [2, 6] can't be split into 4 parts: 6 is not divisible by 4");
+        assert!(reason(&[2, 0], usize::MAX).ends_with("parts: that is over the limit of 65536 parts"));
         assert!(reason(&[2, 6], 0).ends_with("6 is not divisible by 0"));
         assert!(reason(&[2, 0], 0).ends_with("0 is not divisible by 0"));
     }

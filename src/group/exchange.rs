@@ -11,7 +11,7 @@ use super::lane::{Errand, Lane, UNBOUNDED};
 use super::{StatelessProcessGroup, WireMode, check_rank};
 use crate::error::{Error, Link, Result};
 use crate::store::Store;
-use crate::wire::{Object, pickle};
+use crate::wire::{DecodeError, Object, pickle};
 
 impl<S: Store + Clone> StatelessProcessGroup<S> {
     /// Deletes what is too old, oldest first; gives how many objects.
@@ -76,12 +76,27 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
 
     /// The next object on a route to this rank.
     pub(super) async fn take(&self, route: Route) -> Result<Object> {
+        self.take_as(route, |value| self.decode(value)).await
+    }
+
+    /// The next value on a route to this rank, once `decode` has found it good.
+    pub(super) async fn take_as<T>(
+        &self,
+        route: Route,
+        decode: impl Fn(&Bytes) -> Result<T, DecodeError>,
+    ) -> Result<T> {
+        let (Route::Direct { src, .. } | Route::Broadcast { src }) = route;
+        let decode = |value| decode(value).map_err(|error| error.into_error(Link::new(self.rank, src)));
         let lane = self.lane(route);
         let mut lane = lane.lock().await;
-        if lane.received.is_none() {
+        let decoded;
+        if let Some(value) = &lane.received {
+            decoded = decode(value)?;
+        } else {
             let key = self.keys.object(route, lane.next);
             let value = self.store.get(&key, UNBOUNDED).await?;
-            lane.received = Some(self.decode(&value, route)?);
+            decoded = decode(&value)?;
+            lane.received = Some(value);
             if self.is_deleted_once_read(route) {
                 lane.errands.push(match route {
                     // With one reader, there is nobody to count.
@@ -94,7 +109,8 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         }
         lane.errands.finish(&self.store).await?;
         lane.next += 1;
-        lane.received.take().ok_or_else(|| Error::Bug("a received object is gone".into()))
+        lane.received = None;
+        Ok(decoded)
     }
 
     fn is_deleted_once_read(&self, route: Route) -> bool {
@@ -127,9 +143,8 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         }
     }
 
-    fn decode(&self, value: &Bytes, route: Route) -> Result<Object> {
-        let (Route::Direct { src, .. } | Route::Broadcast { src }) = route;
-        let decoded = match self.config.wire {
+    fn decode(&self, value: &Bytes) -> Result<Object, DecodeError> {
+        match self.config.wire {
             WireMode::Native => Object::decode(value),
             WireMode::Vllm => {
                 let mut limits = pickle::Limits::default();
@@ -137,8 +152,7 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
                 limits.tensor_bytes = self.config.limits.value_bytes;
                 pickle::decode(value, &limits)
             }
-        };
-        decoded.map_err(|error| error.into_error(Link::new(self.rank, src)))
+        }
     }
 
     pub(super) fn check_peer(&self, doing: &str, peer: usize) -> Result<()> {

@@ -9,15 +9,14 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::wire::Object;
 
 /// The objects of one sender, as this rank sends or receives them. Calls take turns, in order.
 #[derive(Default)]
 pub(super) struct Lane {
     /// The number of the next object.
     pub(super) next: u64,
-    /// Received, and not handed out yet, because the store does not know of it yet.
-    pub(super) received: Option<Object>,
+    /// Received and found good, and not handed out yet, because the store does not know of it yet.
+    pub(super) received: Option<Bytes>,
     pub(super) errands: Errands,
 }
 

@@ -77,6 +77,7 @@ use crate::store::{Limits, Store};
 use crate::sync::Mutex;
 use crate::wire::Object;
 pub use crate::wire::WireMode;
+use crate::wire::pickle::{self, PickledTensor};
 pub use crate::wire::text::GroupName;
 
 mod barrier;
@@ -278,6 +279,16 @@ impl<S: Store + Clone> StatelessProcessGroup<S> {
         let route = Route::Direct { src, dst: self.rank };
         let awaited = || self.awaited(route, &format!("rank {src} to send an object"));
         within(timeout, awaited, self.take(route)).await
+    }
+
+    /// The next object from rank `src`, which must be a tensor on vLLM's wire, of at most `tensor_bytes`;
+    /// left in its pickle, so that the caller can say where it goes.
+    pub(crate) async fn recv_pickled_tensor(&self, src: usize, tensor_bytes: usize) -> Result<PickledTensor> {
+        self.check_peer("receive from", src)?;
+        self.check_only_source(src)?;
+        let limits = pickle::Limits { tensor_bytes, ..pickle::Limits::default() };
+        let route = Route::Direct { src, dst: self.rank };
+        self.take_as(route, |value| pickle::decode_tensor(value, &limits)).await
     }
 
     /// Gives the object of rank `src` to all ranks; every rank must call it, `src` with the object. Rank

@@ -73,6 +73,7 @@ impl Sender {
     /// [`Error::TooLarge`]; [`Error::Misuse`] for an item that the transport can't carry;
     /// [`Error::Closed`] after a local close; else why the stream ended. The item was not accepted.
     pub async fn send(&self, item: Item) -> Result<u64> {
+        check_item_bytes(item_bytes(&item), self.side.max_item_bytes)?;
         (self.side.admission)(&item)?;
         let permit = self.reserve(item_bytes(&item)).await?;
         permit.send(item)

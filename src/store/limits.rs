@@ -36,7 +36,8 @@ pub struct Limits {
     /// The most connections that a server keeps; one more is closed at once. 4096.
     pub clients: usize,
     /// The most memory that the requests of all clients together take which have not come whole, or
-    /// which wait for their keys. The client whose request would go over it is closed. 2 GiB.
+    /// which wait for their keys. Beyond it the client goes whose unfinished request is the largest, or
+    /// who would wait. 2 GiB.
     pub unfinished_bytes: usize,
     /// The most bytes of replies that wait for one client to read them; a client that reads nothing
     /// is not read from any more. 1 MiB.

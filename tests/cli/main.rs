@@ -1,11 +1,16 @@
 //! The command line as its users have it: processes, their output and their exit codes.
 
+#[path = "../vllm/alike.rs"]
+mod alike;
 mod bad_input;
 mod bench;
 mod demo;
 mod failures;
 mod over_store;
+#[path = "../python/mod.rs"]
+mod python;
 mod store;
 mod support;
 mod transfer;
 mod transfer_config;
+mod vllm;

@@ -3,7 +3,7 @@
 use kvpipe::Tensor;
 use kvpipe::tensor::{DType, Shape, safetensors};
 
-use crate::support::{bytes, directory, file, run, send_to_recv, text};
+use crate::support::{Process, bytes, directory, file, run, send_to_recv, text};
 
 /// A tensor larger than a chunk, small ones, and an empty one.
 fn tensors() -> Vec<(&'static str, Tensor)> {
@@ -57,6 +57,7 @@ async fn a_dtype_that_torch_can_not_load_is_a_failure_that_says_what_to_do() {
 #[tokio::test]
 async fn what_has_no_meaning_through_a_store_is_refused() {
     let send = "send --store 127.0.0.1:1 --rank 0 --world-size 2";
+    let recv = "recv --store 127.0.0.1:1 --rank 1 --world-size 2";
     for (line, says) in [
         (format!("{send} --transport tcp --wire vllm none"), "vllm's wire goes through the store"),
         (format!("{send} --transport store --checksum none"), "--checksum has no meaning through a store"),
@@ -65,12 +66,32 @@ async fn what_has_no_meaning_through_a_store_is_refused() {
         (format!("{send} --wire vllm --heartbeat 1 none"), "--heartbeat has no meaning on vllm's wire"),
         (format!("{send} --wire vllm --reconnect none none"), "--reconnect has no meaning on vllm's wire"),
         (format!("{send} --wire grpc none"), "grpc"),
+        (format!("{recv} --wire vllm --output x.safetensors"), "--output needs --count on vllm's wire"),
         (format!("{send} --transport store --host 127.0.0.1 none"), "--host has no meaning through a store"),
         ("demo --wire vllm --checksum".into(), "--checksum has no meaning through a store"),
         ("demo --wire vllm --ranks 1".into(), "a rank can't send to itself"),
         ("demo --transport memory --wire vllm".into(), "in memory there is no wire"),
     ] {
         run(&line).await.exited(2).says(&[says]);
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_an_earlier_run_is_refused_on_vllms_wire() {
+    let mut store = Process::start("store --listen 127.0.0.1:0");
+    let address = store.line().await.trim_start_matches("listening on ").to_owned();
+    let common = format!("--store {address} --world-size 2 --external-store --wire vllm");
+    let both = async || {
+        let sender = Process::start(&format!("send {common} --rank 0 none none"));
+        let receiver = Process::start(&format!("recv {common} --rank 1 --count 1"));
+        tokio::join!(sender.finish(), receiver.finish())
+    };
+    let (sender, receiver) = both().await;
+    sender.exited(0);
+    receiver.exited(0);
+    // The second None is still there.
+    for late in <[_; 2]>::from(both().await) {
+        late.exited(1).says(&["has been used before", "a store of its own"]);
     }
 }
 
@@ -83,7 +104,7 @@ async fn a_secret_is_not_silently_ignored() {
         "recv --transport store --store 127.0.0.1:1 --rank 1 --world-size 2 --secret-file {}",
         text(&secret)
     );
-    run(&line).await.exited(2).says(&["a secret has no meaning through a store", "read and change"]);
+    run(&line).await.exited(2).says(&["has no meaning through a store", "read and change"]);
 }
 
 #[tokio::test]

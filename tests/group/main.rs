@@ -1,6 +1,6 @@
 //! Groups through their public API: both wires, the defects of vLLM's group, calls that are dropped, the
-//! store's operations counted, vLLM's own traffic, groups over TCP, and the same
-//! with a Python that follows vLLM's class, where one is at hand.
+//! store's operations counted, vLLM's own traffic, groups over TCP. Together with a Python that follows
+//! vLLM's class they are in `tests/vllm`.
 #![cfg(not(loom))]
 
 #[macro_use]

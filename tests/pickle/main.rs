@@ -6,5 +6,7 @@ mod golden;
 mod lies;
 mod operations;
 mod properties;
+#[path = "../python/mod.rs"]
+mod python;
 mod support;
 mod torch;

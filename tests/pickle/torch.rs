@@ -2,7 +2,6 @@
 //! torch 2.5 or later. Elsewhere these tests say so and pass.
 
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use kvpipe::tensor::{DType, Shape, Tensor};
@@ -10,20 +9,13 @@ use kvpipe::wire::metadata::TensorMetadata;
 use kvpipe::wire::pickle::{Limits, decode, encode};
 use kvpipe::wire::{Metadata, Object, UniqueId};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
 
-/// Importing torch alone takes many seconds on a small machine.
-const PYTHON_WITHIN: Duration = Duration::from_secs(300);
+use crate::python::{PYTHON_WITHIN, python};
 
 /// Runs `script` with the path of `folder`; false if there is no torch.
-async fn python(script: &str, folder: &Path) -> bool {
-    let Some(python) = std::env::var_os("KVPIPE_TORCH_PYTHON") else {
-        println!("skipped: KVPIPE_TORCH_PYTHON does not name a python with torch");
-        return false;
-    };
-    let script = [COMMON, script].concat();
-    let mut command = Command::new(python);
-    let running = command.kill_on_drop(true).arg("-c").arg(script).arg(folder).status();
+async fn ran(script: &str, folder: &Path) -> bool {
+    let Some(mut python) = python() else { return false };
+    let running = python.arg("-c").arg([COMMON, script].concat()).arg(folder).status();
     let status = tokio::time::timeout(PYTHON_WITHIN, running).await.expect("python hangs").unwrap();
     assert!(status.success());
     true
@@ -162,7 +154,7 @@ async fn python_loads_whatever_we_write() {
         cases.push(case);
     }
     std::fs::write(file("cases.json".into()), serde_json::to_vec(&cases).unwrap()).unwrap();
-    python(LOADS, folder.path()).await;
+    ran(LOADS, folder.path()).await;
 }
 
 /// Tensors of all dtypes that torch can fill, and views of all kinds, by both of Python's picklers.
@@ -242,7 +234,7 @@ print(f"{len(cases)} pickles of torch {torch.__version__}, python {sys.version.s
 #[tokio::test]
 async fn we_decode_whatever_python_writes_and_refuse_what_is_not_the_protocols() {
     let folder = tempfile::tempdir().unwrap();
-    if !python(DUMPS, folder.path()).await {
+    if !ran(DUMPS, folder.path()).await {
         return;
     }
     let file = |name: String| Bytes::from(std::fs::read(folder.path().join(name)).unwrap());

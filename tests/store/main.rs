@@ -3,10 +3,13 @@
 #![cfg(not(loom))]
 
 mod client;
+mod crowding;
 mod golden;
 mod hostile;
 mod model;
 mod protocol;
+#[path = "../python/mod.rs"]
+mod python;
 mod server;
 mod state;
 mod suite;

@@ -196,7 +196,7 @@ fn a_large_value_may_be_put_straight_into_its_place() {
 #[test]
 fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request() {
     let requests = [
-        Request::Set { key: "k".into(), value: vec![1; 100_000].into() },
+        Request::Set { key: "k".into(), value: vec![1; 2_000_000].into() },
         Request::Wait { keys: vec![vec![2; 1000].into(); 100] },
         Request::MultiSet { pairs: vec![(vec![3; 1000].into(), vec![4; 1000].into()); 100] },
     ];

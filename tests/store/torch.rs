@@ -3,7 +3,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Stdio;
-use std::time::Duration;
 
 use kvpipe::net::TokioNet;
 use kvpipe::store::Store;
@@ -11,21 +10,9 @@ use kvpipe::store::tcp::{TcpStore, TcpStoreServer};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::python::{PYTHON_WITHIN, python};
 use crate::suite::{World, basics, limits, queues, values};
 use crate::support::{LONG, connect, connect_with, in_time, server};
-
-fn python() -> Option<Command> {
-    let Some(python) = std::env::var_os("KVPIPE_TORCH_PYTHON") else {
-        println!("skipped: KVPIPE_TORCH_PYTHON does not name a python with torch");
-        return None;
-    };
-    let mut command = Command::new(python);
-    command.kill_on_drop(true);
-    Some(command)
-}
-
-/// Importing torch alone takes many seconds on a small machine.
-const PYTHON_WITHIN: Duration = Duration::from_secs(300);
 
 /// Runs `script` with the port of `server` and the `rank` as its arguments.
 async fn succeeds(mut python: Command, script: &str, server: &TcpStoreServer, rank: usize) {

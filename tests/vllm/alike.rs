@@ -45,11 +45,12 @@ impl Alike {
     /// still said. A Python that fails ends the test at once.
     pub(crate) async fn beside<T>(mut self, ours: impl Future<Output = T>) -> (T, Said) {
         let mut lines = Vec::new();
-        let ours = async {
+        // Such futures are large, and they are nested: on the heap, they don't fill a test's stack.
+        let ours = Box::pin(async {
             let output = ours.await;
             drop(self.stdin);
             output
-        };
+        });
         let python = async {
             while let Some(line) = self.stdout.next_line().await.unwrap() {
                 lines.push(serde_json::from_str(&line).expect(&line));

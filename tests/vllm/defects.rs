@@ -163,7 +163,8 @@ async fn a_failed_send_is_told_to_every_later_call_and_its_item_is_given_back() 
     assert_eq!(receiver.recv().await.unwrap(), bytes(1));
     store.gate.send_replace(Gate::Broken);
     sender.send(bytes(2)).await.unwrap();
-    for outcome in [sender.flush().await, sender.send(None).await.map(drop), sender.close().await] {
+    let told = async { [sender.flush().await, sender.send(None).await.map(drop), sender.close().await] };
+    for outcome in tokio::time::timeout(LONG, told).await.expect("nobody is told") {
         assert!(matches!(outcome, Err(Error::Io { .. })), "{outcome:?}");
     }
     let undelivered = sender.undelivered();
@@ -234,7 +235,7 @@ async fn another_tensor_than_announced_is_a_broken_protocol() {
         store.sends(1, Object::Tensor(tensor(dtype, dims))).await;
         let error = receiver.recv_timeout(LONG).await.unwrap_err();
         assert!(matches!(&error, Error::PeerMisbehaved { .. }), "{error}");
-        assert!(error.to_string().contains("announced a tensor float32 [2, 3] and sent one"), "{error}");
+        assert!(error.to_string().contains("announced a tensor float32 [2, 3] and sent "), "{error}");
     }
 }
 
@@ -245,8 +246,8 @@ async fn what_is_out_of_sequence_is_a_broken_protocol() {
     for (sent, says) in [
         (vec![Object::Tensor(tensor(DType::Float32, &[2, 3]))], "sent a tensor where metadata was due"),
         (vec![Object::Text("barrier_x".into())], "sent a text where metadata was due"),
-        (vec![metadata(), metadata()], "sent metadata where a tensor was due"),
-        (vec![metadata(), Object::None], "sent None where a tensor was due"),
+        (vec![metadata(), metadata()], "announced a tensor float32 [2, 3] and sent something else"),
+        (vec![metadata(), Object::None], "announced a tensor float32 [2, 3] and sent something else"),
     ] {
         let store = Gated::new();
         let receiver = receiver(&store).await;
@@ -254,7 +255,10 @@ async fn what_is_out_of_sequence_is_a_broken_protocol() {
             store.sends(number, object).await;
         }
         let error = receiver.recv_timeout(LONG).await.unwrap_err();
-        assert!(matches!(&error, Error::PeerMisbehaved { violation, .. } if violation == says), "{error}");
+        assert!(
+            matches!(&error, Error::PeerMisbehaved { violation, .. } if violation.starts_with(says)),
+            "{error}"
+        );
     }
 }
 

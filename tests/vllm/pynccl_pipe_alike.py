@@ -286,6 +286,12 @@ def items():
     yield None
 
 
+def some_items():
+    """Those that a file of safetensors may hold."""
+    yield from (filled(torch.float32, 2, 3), None, filled(torch.uint8, 70_000))
+    yield from (filled(torch.bfloat16, 5, 1 << 19), filled(torch.int64, 24, 5).t(), torch.tensor(True))
+
+
 TEXT, METADATA = "from python: é\n", {"dtype": torch.float16, "shape": torch.Size([2, 3])}
 
 
@@ -298,14 +304,10 @@ def run(rank, world_size, port, steps):
             pipe = PyNcclPipe(0, KVTransferConfig(rank, world_size, kv_port=port, kv_buffer_device="cpu"))
         elif step == "group":
             group = StatelessProcessGroup.create("127.0.0.1", port, rank, world_size)
-        elif step == "send-items":
-            for item in items():
+        elif step in ("send-items", "send-some-items"):
+            for item in items() if step == "send-items" else some_items():
                 say(sent=described(item))
                 pipe.send_tensor(item)
-        elif step == "send-one":
-            item = torch.tensor([number])
-            say(sent=described(item))
-            pipe.send_tensor(item)
         elif step == "receive":
             for _ in range(number):
                 say(received=described(pipe.recv_tensor()))

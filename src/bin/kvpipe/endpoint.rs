@@ -230,7 +230,10 @@ impl Way {
         }
         let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
         if tcp.secret.is_some() {
-            return without("a secret", "whoever reaches the store can read and change everything");
+            return without(
+                "a secret (--secret-file, KVPIPE_SECRET)",
+                "whoever reaches the store can read and change everything",
+            );
         }
         if tcp.checksum {
             return without("--checksum", "values are checked by the connections to the store only");

@@ -115,7 +115,8 @@ fn hint_for(error: &Error) -> Option<&'static str> {
             Some("that is not an address of this machine")
         }
         Error::Timeout { .. } => Some(
-            "all ranks need the same --store, --world-size, --group and secret; --timeout allows more time",
+            "all ranks need the same --store, --world-size, --group, --transport, --wire and secret, and \
+             one end sends what the other receives; --timeout allows more time",
         ),
         Error::TooLarge { .. } => Some("--max-item-size sets the limit; both ends need the same"),
         Error::PeerIncompatible { .. } => Some("give both ranks the same setting"),

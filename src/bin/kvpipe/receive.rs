@@ -29,6 +29,9 @@ use crate::vllm::VllmRank;
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     let place = Place::new(&args.rank)?;
     let way = endpoint::rank_way(&args.rank, place.timeout)?;
+    if let (Way::Vllm(_), Some(_), None) = (&way, &args.output, args.count) {
+        return Err(Failure::usage("--output needs --count on vllm's wire, which has no end to write it at"));
+    }
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;

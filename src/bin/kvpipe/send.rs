@@ -15,7 +15,7 @@ use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::args::SendArgs;
+use crate::args::{SendArgs, Wire};
 use crate::endpoint::{self, Place, Way};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
@@ -35,17 +35,17 @@ pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
         Way::Tcp(config) => {
             let rendezvous = Rendezvous::join(&place, &output).await?;
             let outgoing = TcpOutgoing::new(TokioNet, rendezvous.store(), ring, config);
-            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
+            (transfer(&place, Wire::Native, outgoing, &items, &output).await, Membership::Native(rendezvous))
         }
         Way::Store(config) => {
             let rendezvous = Rendezvous::join(&place, &output).await?;
             let outgoing = StoreOutgoing::new(rendezvous.store(), ring, config);
-            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
+            (transfer(&place, Wire::Native, outgoing, &items, &output).await, Membership::Native(rendezvous))
         }
         Way::Vllm(config) => {
             let rank = VllmRank::join(&place, config, &output).await?;
             let outcome = match rank.transport().await {
-                Ok(transport) => transfer(&place, transport.split().0, &items, &output).await,
+                Ok(transport) => transfer(&place, Wire::Vllm, transport.split().0, &items, &output).await,
                 Err(failure) => Err(failure),
             };
             (outcome, Membership::Vllm(rank))
@@ -86,6 +86,7 @@ fn read_items(arguments: &[PathBuf]) -> Result<Vec<Planned>, Failure> {
 
 async fn transfer(
     place: &Place,
+    wire: Wire,
     outgoing: impl Outgoing,
     items: &[Planned],
     output: &Output,
@@ -98,7 +99,7 @@ async fn transfer(
     let sent = tokio::select! {
         biased;
         sent = send_all(sender, items, patience) => sent,
-        never = show_progress(sender, output) => match never {},
+        never = show_progress(sender, wire, output) => match never {},
     };
     // When sending times out, the driver's own deadline passes as well, and it knows better what was
     // missing.
@@ -117,7 +118,7 @@ async fn transfer(
     // Nothing changes any more, so the report is final.
     let report = Report::new(items, sender, reason.as_ref(), started.elapsed());
     match reason {
-        None => output.result(report.line(ring.next()), &report),
+        None => output.result(report.line(wire, ring.next()), &report),
         Some(error) => {
             output.json(&report)?;
             Err(report.failure(error))
@@ -143,11 +144,20 @@ async fn send_one(sender: &Sender, item: &Item, patience: Duration) -> Result<()
     }
 }
 
-async fn show_progress(sender: &Sender, output: &Output) -> Infallible {
+async fn show_progress(sender: &Sender, wire: Wire, output: &Output) -> Infallible {
     loop {
         let stats = sender.stats();
-        output.progress(stats.delivered_bytes, format_args!("{} items delivered", stats.delivered_items));
+        let done = done(wire);
+        output.progress(stats.delivered_bytes, format_args!("{} items {done}", stats.delivered_items));
         sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+/// What an item is that counts as delivered. On vLLM's wire nobody says that it has come.
+fn done(wire: Wire) -> &'static str {
+    match wire {
+        Wire::Native => "delivered",
+        Wire::Vllm => "stored",
     }
 }
 
@@ -156,7 +166,7 @@ async fn show_progress(sender: &Sender, output: &Output) -> Infallible {
 struct Report<'a> {
     /// How many were to be sent.
     items: usize,
-    /// How many the peer's inbox has acknowledged; always the first ones.
+    /// How many the peer's inbox has acknowledged, or on vLLM's wire the store; always the first ones.
     delivered: u64,
     /// Their payloads' bytes.
     bytes: u64,
@@ -214,9 +224,10 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn line(&self, peer: usize) -> String {
+    fn line(&self, wire: Wire, peer: usize) -> String {
         let Self { delivered, bytes, seconds, .. } = self;
-        format!("delivered {} ({}) to rank {peer} in {seconds:.3} s", Count(*delivered, "item"), Size(*bytes))
+        let (done, to) = (done(wire), if wire == Wire::Vllm { "for" } else { "to" });
+        format!("{done} {} ({}) {to} rank {peer} in {seconds:.3} s", Count(*delivered, "item"), Size(*bytes))
     }
 
     fn failure(&self, error: Error) -> Failure {

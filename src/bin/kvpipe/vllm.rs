@@ -39,7 +39,15 @@ impl VllmRank {
             let mut options = ConnectOptions::default();
             options.timeout = timeout;
             let store = TcpStore::connect(TokioNet, &place.store.host, place.store.port, options).await?;
-            store.join(timeout).await?;
+            let joined = store.join(timeout).await?;
+            if usize::try_from(joined).is_ok_and(|joined| joined > world_size) {
+                return Err(Failure::new(format!(
+                    "the store at {} has been used before: we are number {joined} to join, of {world_size} ranks",
+                    place.store
+                ))
+                .detail("on vllm's wire the objects of an earlier run can't be told from those of this one")
+                .hint("give each run a store of its own"));
+            }
             if rank == 0 {
                 store.wait_for_workers(world_size, timeout).await?;
             }

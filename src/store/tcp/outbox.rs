@@ -27,6 +27,8 @@ pub(super) struct Outbox {
     filled: Notify,
     /// Something was written. One task waits.
     drained: Notify,
+    /// The client is to go. One task waits.
+    evicted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -42,8 +44,8 @@ const KEPT_BYTES: usize = 64 << 10;
 
 impl Outbox {
     pub(super) fn new(limit_bytes: usize) -> Self {
-        let (queue, filled, drained) = (Mutex::new(Queue::default()), Notify::new(), Notify::new());
-        Self { queue, limit_bytes, filled, drained }
+        let [filled, drained, evicted] = [const { Notify::const_new() }; 3];
+        Self { queue: Mutex::new(Queue::default()), limit_bytes, filled, drained, evicted }
     }
 
     /// Adds a reply; forgets it if the outbox is closed.
@@ -60,6 +62,16 @@ impl Outbox {
     pub(super) fn close(&self) {
         self.queue.lock().closed = true;
         self.filled.notify_one();
+    }
+
+    /// Says that the client has to go.
+    pub(super) fn evict(&self) {
+        self.evicted.notify_one();
+    }
+
+    /// Waits until the client has to go. Cancel safe; for one task.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     /// Waits until less than the limit is held. Cancel safe; for one task.

@@ -173,6 +173,14 @@ impl ServerState {
         self.unfinished_bytes + self.keyspace.waiting_bytes()
     }
 
+    /// Who holds most of [`unfinished_bytes`](Self::unfinished_bytes) with a request that has not come whole,
+    /// and how much.
+    #[must_use]
+    pub fn largest_unfinished(&self) -> Option<(ClientId, usize)> {
+        let held = self.clients.iter().map(|(id, client)| (*id, client.unfinished_bytes));
+        held.max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0)
+    }
+
     /// The request that `client` has begun takes so much memory now, in place of what it took before.
     /// A request that is [handled](Self::handle) takes none any more.
     ///

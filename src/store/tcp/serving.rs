@@ -102,6 +102,27 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Accounts for the request that has begun. If all clients' are too much together, those go that hold
+    /// more than this one: it must not pay for somebody who stalls with a larger one.
+    fn hold(&self, bytes: usize) -> Result<(), Violation> {
+        let mut state = self.hub.state.lock();
+        loop {
+            let Err(violation) = state.server.hold(self.id, bytes) else { return Ok(()) };
+            let crowded = matches!(violation, Violation::TooMuchUnfinished { .. });
+            match state.server.largest_unfinished() {
+                Some((largest, held)) if crowded && largest != self.id && held > bytes => {
+                    state.server.disconnect(largest);
+                    if let Some(outbox) = state.outboxes.remove(&largest) {
+                        outbox.evict();
+                    }
+                }
+                _ => return Err(violation),
+            }
+        }
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         let mut state = self.hub.state.lock();
@@ -116,6 +137,8 @@ impl Drop for Client {
 enum Ended {
     #[error("it sent no VALIDATE within {} s", VALIDATE_WITHIN.as_secs())]
     Silent,
+    #[error("its request is the largest of unfinished ones, which are over their limit together")]
+    Crowded,
     #[error("it paused within a request for {} s", STALL_WITHIN.as_secs())]
     Stalled,
     #[error(transparent)]
@@ -142,6 +165,7 @@ pub(super) async fn serve_client<S: Stream>(client: Client, stream: S, peer: Soc
             tracing::debug!(%peer, ?written, "writing to a client of the store failed");
             return;
         }
+        () = client.outbox.evicted() => Err(Ended::Crowded),
         ended = read_requests(&client, &mut reader) => ended,
     };
     match ended {
@@ -195,7 +219,7 @@ async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -
         }
         if parser.held_bytes() != held_bytes {
             held_bytes = parser.held_bytes();
-            client.hub.state.lock().server.hold(client.id, held_bytes)?;
+            client.hold(held_bytes)?;
         }
     }
 }

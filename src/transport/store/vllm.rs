@@ -169,23 +169,24 @@ impl<S: Store + Clone> VllmIncoming<S> {
     }
 
     async fn receive_tensor(&self, announced: &TensorMetadata) -> Result<Tensor> {
-        let tensor = match self.next_object().await? {
-            Object::Tensor(tensor) => tensor,
-            other => return Err(self.misbehaved(format!("sent {} where a tensor was due", other.kind()))),
+        let bytes = announced.payload_bytes();
+        let differs = |sent: String| {
+            let (dtype, shape) = (announced.dtype(), announced.shape());
+            self.misbehaved(format!("announced a tensor {dtype} {shape} and sent {sent}"))
         };
-        if (tensor.dtype(), tensor.shape()) != (announced.dtype(), announced.shape()) {
-            return Err(self.misbehaved(format!(
-                "announced a tensor {} {} and sent one {} {}",
-                announced.dtype(),
-                announced.shape(),
-                tensor.dtype(),
-                tensor.shape()
-            )));
+        let received = self.group.recv_pickled_tensor(self.ring.previous(), bytes).await;
+        let pickled = received.map_err(|error| match error {
+            Error::PeerMisbehaved { violation, .. } => differs(format!("something else: {violation}")),
+            error => error,
+        })?;
+        let sent = pickled.metadata();
+        if sent != *announced {
+            return Err(differs(format!("one {} {}", sent.dtype(), sent.shape())));
         }
-        // Out of the pickle, where it lies at any address, and which is larger.
-        let mut buffer = self.pool.take(tensor.byte_len())?;
-        buffer.copy_from_slice(tensor.bytes()?);
-        Tensor::new(tensor.dtype(), *tensor.shape(), buffer.freeze())
+        // Out of the pickle, where it lies at any address, and in whatever order.
+        let mut buffer = self.pool.take(bytes)?;
+        pickled.copy_to(&mut buffer)?;
+        Tensor::new(sent.dtype(), *sent.shape(), buffer.freeze())
     }
 
     /// However long it takes: an idle peer is no failure.

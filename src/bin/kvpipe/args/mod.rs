@@ -394,6 +394,8 @@ pub(crate) struct RecvArgs {
     pub(crate) rank: RankArgs,
 
     /// Close the pipe after N items; the sender is told, and fails if it had more
+    ///
+    /// If the sender closes before that, fewer are all there are. On vLLM's wire nobody is told anything.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
 

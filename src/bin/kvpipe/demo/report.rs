@@ -179,16 +179,16 @@ impl fmt::Display for Table<'_> {
         let Summary { total, edges, transport, .. } = self.0;
         writeln!(
             f,
-            "{:<10} {:>8} {:>12} {:>9} {:>8} {:>10} {:>10} {:>10}",
+            "{:<9} {:>7} {:>11} {:>8} {:>7} {:>10} {:>9} {:>9}",
             "RANKS", "ITEMS", "BYTES", "SECONDS", "GB/S", "OF SOCKET", "P50 US", "P99 US"
         )?;
         let mut ranks = String::new();
         for Edge { from, to, row } in edges {
             ranks.clear();
             write!(ranks, "{from} to {to}")?;
-            writeln!(f, "{ranks:<10} {row}")?;
+            writeln!(f, "{ranks:<9} {row}")?;
         }
-        writeln!(f, "{:<10} {total}", "all")?;
+        writeln!(f, "{:<9} {total}", "all")?;
         if transport == &name_of(DemoTransport::Memory) {
             writeln!(f, "in memory nothing is copied: the speed is that of handing over references")?;
         }
@@ -203,7 +203,7 @@ impl fmt::Display for Row {
         let bytes = Size(*bytes).to_string();
         write!(
             f,
-            "{items:>8} {bytes:>12} {seconds:>9.3} {gigabytes_per_second:>8.2} {share:>10} {p50_us:>10.1} {p99_us:>10.1}"
+            "{items:>7} {bytes:>11} {seconds:>8.3} {gigabytes_per_second:>7.2} {share:>10} {p50_us:>9.1} {p99_us:>9.1}"
         )
     }
 }

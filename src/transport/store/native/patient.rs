@@ -119,7 +119,7 @@ impl<S: Store> Patient<S> {
         let mut outage = Outage::default();
         loop {
             let began = Instant::now();
-            match self.store.set(&key, value.clone(), self.answer_within).await {
+            match self.store.set(&key, value.clone(), MESSAGE_WITHIN).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.bear(&mut outage, began, error).await?,
             }
@@ -142,7 +142,7 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 
-    async fn is_there(&self, key: &str) -> Result<bool> {
+    pub(super) async fn is_there(&self, key: &str) -> Result<bool> {
         self.persist(|| async { self.store.check(&[key], self.answer_within).await }).await
     }
 
@@ -204,7 +204,8 @@ impl<S: Store> Patient<S> {
         let pause = backoff.next(self.entropy.next_u64()?);
         if since.elapsed() + pause >= self.patience {
             let patience = self.patience.as_secs_f64();
-            let reason = format!("the store between us was out of reach for {patience} s: {error}");
+            let reason =
+                format!("the store between us was out of reach, or refused us, for {patience} s: {error}");
             return Err(Error::PeerGone { link: self.link.clone(), reason });
         }
         tracing::debug!(link = %self.link, %error, "the store did not answer, trying again");
@@ -212,6 +213,10 @@ impl<S: Store> Patient<S> {
         Ok(())
     }
 }
+
+/// How long a single message may take. It may be long, and the network slow; that a store does not answer
+/// at all shows in the heartbeat, which is short.
+const MESSAGE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Since when the store has not answered.
 #[derive(Debug, Default)]
