@@ -43,7 +43,7 @@ trait Way {
     fn name(&self) -> &'static str;
 
     /// The time from the first item's sending until the other process has all.
-    fn time(&mut self, payloads: &[Bytes], items: u64) -> Duration;
+    fn time(&mut self, tensors: &[Tensor], items: u64) -> Duration;
 }
 
 /// A pipe whose sending end is in this process.
@@ -89,9 +89,7 @@ impl Way for Piped {
         self.name
     }
 
-    fn time(&mut self, payloads: &[Bytes], items: u64) -> Duration {
-        let tensor = |bytes: &Bytes| Tensor::from_vec([bytes.len()], bytes.to_vec()).expect("a tensor");
-        let tensors: Vec<Tensor> = payloads.iter().map(tensor).collect();
+    fn time(&mut self, tensors: &[Tensor], items: u64) -> Duration {
         let mut receiver = self.receiver.take().expect("no turn is going on");
         receiver.order(items);
         let (receiver, time) = self.runtime.block_on(async {
@@ -134,10 +132,12 @@ impl Way for Bare {
         "bare socket"
     }
 
-    fn time(&mut self, payloads: &[Bytes], items: u64) -> Duration {
+    fn time(&mut self, tensors: &[Tensor], items: u64) -> Duration {
+        let payload = |tensor: &Tensor| tensor.bytes().expect("in host memory").clone();
+        let payloads: Vec<Bytes> = tensors.iter().map(payload).collect();
         self.receiver.order(format_args!("{items} {} {}", payloads[0].len(), self.read_cap));
         let budget = PipeConfig::default().budget_bytes;
-        let time = self.sender.send(payloads, items, budget).expect("the receiver receives all");
+        let time = self.sender.send(&payloads, items, budget).expect("the receiver receives all");
         self.receiver.answer();
         time
     }
@@ -167,8 +167,8 @@ impl Way for VllmAlike {
         "vllm-alike"
     }
 
-    fn time(&mut self, payloads: &[Bytes], items: u64) -> Duration {
-        let order = format!("{items} {}", payloads[0].len());
+    fn time(&mut self, tensors: &[Tensor], items: u64) -> Duration {
+        let order = format!("{items} {}", tensors[0].bytes().expect("in host memory").len());
         // The sender has made its tensors.
         self.sender.order(&order);
         self.sender.answer();
@@ -195,11 +195,12 @@ pub(crate) fn measure() {
         "\nthe pipe between two processes: GB/s (median of {TURNS} turns); ratios of the store to others"
     );
     for (size, items) in SIZES {
-        let payloads: Vec<Bytes> = (1..=SOURCES).map(|byte| vec![byte; size].into()).collect();
+        let tensor = |byte| Tensor::from_vec([size], vec![byte; size]).expect("a tensor");
+        let tensors: Vec<Tensor> = (1..=SOURCES).map(tensor).collect();
         let mut turns = vec![Turns::default(); ways.len()];
         for turn in 0..=TURNS {
             for (way, turns) in ways.iter_mut().zip(&mut turns) {
-                let speed = (items * size as u64) as f64 / 1e9 / way.time(&payloads, items).as_secs_f64();
+                let speed = (items * size as u64) as f64 / 1e9 / way.time(&tensors, items).as_secs_f64();
                 // The first is for buffers and windows to grow.
                 if turn > 0 {
                     turns.note(speed);

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 ///
 /// What a server holds besides what is stored: for all clients together `unfinished_bytes` of requests,
 /// and for each of them `outbound_bytes` plus one more reply that it has not read. The values in replies
-/// are those in the store, not copies, until they are replaced there. Who pauses for 30 s with a request
+/// are those in the store, not copies, until they are replaced there. Besides, 32 MiB at most of large
+/// values that are gone are kept for the next ones, as a client's store does as well. Who pauses for 30 s with a request
 /// half sent or a reply half read is closed, so that such memory is not held for ever by whoever stalls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

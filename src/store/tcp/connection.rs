@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::pieces::Pieces;
 use super::protocol::{Expected, MAGIC, ProtocolError, Reply, ReplyParser, Request};
+use super::stock::Stock;
 use crate::net::Stream;
 use crate::store::Limits;
 
@@ -88,6 +90,7 @@ pub(super) struct Connection<S: Stream> {
     writer: S::Writer,
     local_addr: SocketAddr,
     limits: Limits,
+    stock: Arc<Stock>,
     /// Read, but not yet part of a reply.
     unread: BytesMut,
 }
@@ -95,10 +98,15 @@ pub(super) struct Connection<S: Stream> {
 impl<S: Stream> Connection<S> {
     /// Introduces us: VALIDATE and PING in one write, since libuv's server drops a client whose
     /// VALIDATE comes in pieces; the echo proves that a store is there.
-    pub(super) async fn open(stream: S, nonce: u32, limits: Limits) -> Result<Self, Failure> {
+    pub(super) async fn open(
+        stream: S,
+        nonce: u32,
+        limits: Limits,
+        stock: Arc<Stock>,
+    ) -> Result<Self, Failure> {
         let local_addr = stream.local_addr()?;
         let (reader, writer) = stream.split();
-        let mut connection = Self { reader, writer, local_addr, limits, unread: BytesMut::new() };
+        let mut connection = Self { reader, writer, local_addr, limits, stock, unread: BytesMut::new() };
         let mut introduction = BytesMut::new();
         Request::Validate { magic: MAGIC }.encode(&mut introduction);
         Request::Ping { nonce }.encode(&mut introduction);
@@ -195,7 +203,7 @@ impl<S: Stream> Connection<S> {
     }
 
     async fn receive(&mut self, expected: Expected) -> Result<Reply, Failure> {
-        let mut parser = ReplyParser::new(expected, &self.limits);
+        let mut parser = ReplyParser::recycling(expected, &self.limits, Arc::clone(&self.stock));
         loop {
             let mut input = &self.unread[..];
             let reply = parser.parse(&mut input)?;
@@ -226,7 +234,6 @@ fn wrong_reply(request: &'static str, reply: &Reply) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::task::Context;
 
     use tokio::io::{AsyncWrite, Empty};
@@ -275,7 +282,7 @@ mod tests {
     #[tokio::test]
     async fn validate_and_ping_leave_in_one_write() {
         let recorder = Recorder(Arc::new(Mutex::new(Vec::new())));
-        let opened = Connection::open(recorder.clone(), 0x7857, Limits::default()).await;
+        let opened = Connection::open(recorder.clone(), 0x7857, Limits::default(), Arc::default()).await;
         assert!(matches!(opened, Err(Failure::Broken(_))), "nobody answers");
         assert_eq!(*recorder.0.lock(), [b"\x00\xce\xf7\x85\x3c\x0d\x57\x78\x00\x00"]);
     }

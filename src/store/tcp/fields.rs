@@ -1,9 +1,12 @@
 //! The three shapes that every TCPStore message is made of, read from bytes that come in any pieces.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use bytes::buf::{BufMut, Limit};
 
 use super::protocol::ProtocolError;
+use super::stock::Stock;
 
 /// How much of a declared length is allocated before its bytes have come.
 const ALLOCATED_AHEAD_BYTES: usize = 64 << 10;
@@ -51,23 +54,29 @@ struct Body {
     length: usize,
 }
 
-/// How long a blob may be, and what to call it.
+/// How long a blob may be, what to call it, and where its memory may come from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
+pub(super) struct Bound<'a> {
     pub(super) what: &'static str,
     pub(super) limit: usize,
     /// What others that share the limit have used of it.
     pub(super) used: usize,
+    pub(super) stock: Option<&'a Arc<Stock>>,
 }
 
-impl Bound {
+impl<'a> Bound<'a> {
     pub(super) fn new(what: &'static str, limit: usize) -> Self {
-        Self { what, limit, used: 0 }
+        Self { what, limit, used: 0, stock: None }
+    }
+
+    /// Of a value that may be large, and such ones come again and again.
+    pub(super) fn recycling(self, stock: &'a Arc<Stock>) -> Self {
+        Self { stock: Some(stock), ..self }
     }
 
     /// A length, if it is within the bound.
     fn check(self, declared: u64) -> Result<usize, ProtocolError> {
-        let Self { what, limit, used } = self;
+        let Self { what, limit, used, .. } = self;
         let total = declared.saturating_add(used as u64);
         match usize::try_from(declared) {
             Ok(length) if total <= limit as u64 => Ok(length),
@@ -78,8 +87,13 @@ impl Bound {
 
 impl Blob {
     /// As [`Number::take`]. A length over `bound` is refused before anything is allocated; below it,
-    /// memory grows with what has come, and ends at exactly the length.
-    pub(super) fn take(&mut self, input: &mut &[u8], bound: Bound) -> Result<Option<Bytes>, ProtocolError> {
+    /// memory grows with what has come, and ends at exactly the length; at once where a stock has that
+    /// to spare and the value has begun to come.
+    pub(super) fn take(
+        &mut self,
+        input: &mut &[u8],
+        bound: Bound<'_>,
+    ) -> Result<Option<Bytes>, ProtocolError> {
         let body = match &mut self.body {
             Some(body) => body,
             None => {
@@ -88,11 +102,15 @@ impl Blob {
                 self.body.insert(Body { bytes: Vec::new(), length })
             }
         };
-        body.fill(input);
+        body.fill(input, bound.stock);
         if body.bytes.len() < body.length {
             return Ok(None);
         }
-        Ok(Some(Bytes::from(std::mem::take(&mut body.bytes))))
+        let bytes = std::mem::take(&mut body.bytes);
+        Ok(Some(match bound.stock {
+            Some(stock) => stock.value(bytes),
+            None => bytes.into(),
+        }))
     }
 
     /// Where the next bytes may be put instead of being taken; none if only few are missing, which had
@@ -111,13 +129,13 @@ impl Blob {
 }
 
 impl Body {
-    fn fill(&mut self, input: &mut &[u8]) {
+    fn fill(&mut self, input: &mut &[u8], stock: Option<&Arc<Stock>>) {
         let (now, later) = input.split_at(input.len().min(self.length - self.bytes.len()));
-        self.make_room(now.len());
+        self.make_room(now.len(), stock);
         self.bytes.extend_from_slice(now);
         *input = later;
         if self.is_long() {
-            self.make_room(1);
+            self.make_room(1, stock);
         }
     }
 
@@ -126,8 +144,15 @@ impl Body {
         self.length - self.bytes.len() >= SPARE_BYTES_MIN
     }
 
-    fn make_room(&mut self, bytes: usize) {
+    fn make_room(&mut self, bytes: usize, stock: Option<&Arc<Stock>>) {
         if self.bytes.capacity() - self.bytes.len() < bytes {
+            let recycled =
+                if self.bytes.is_empty() { None } else { stock.and_then(|stock| stock.take(self.length)) };
+            if let Some(mut buffer) = recycled {
+                buffer.extend_from_slice(&self.bytes);
+                self.bytes = buffer;
+                return;
+            }
             // Growing by a factor keeps the copying linear; exact reservations end at the declared
             // length, so that a stored value costs no more than it is counted for.
             let missing = self.length - self.bytes.len();
@@ -145,7 +170,7 @@ mod tests {
         length.to_le_bytes()
     }
 
-    fn value(limit: usize) -> Bound {
+    fn value(limit: usize) -> Bound<'static> {
         Bound::new("value", limit)
     }
 

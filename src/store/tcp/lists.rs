@@ -22,9 +22,9 @@ pub(super) struct BlobList {
     missing: usize,
     blobs: Vec<Bytes>,
     /// Of each.
-    bound: Bound,
+    bound: Bound<'static>,
     /// Of all together; `used` is what has come.
-    together: Bound,
+    together: Bound<'static>,
     next: Blob,
 }
 
@@ -58,7 +58,7 @@ impl BlobList {
         )
     }
 
-    fn new(missing: usize, bound: Bound, together: Bound) -> Self {
+    fn new(missing: usize, bound: Bound<'static>, together: Bound<'static>) -> Self {
         Self { missing, blobs: Vec::new(), bound, together, next: Blob::default() }
     }
 

@@ -22,6 +22,7 @@ mod request;
 mod server;
 pub mod server_state;
 mod serving;
+mod stock;
 mod watched;
 
 pub use client::{ConnectOptions, TcpStore};

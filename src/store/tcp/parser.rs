@@ -3,17 +3,21 @@
 //! What a field's length or a count declares is checked against the limits before anything is
 //! allocated, and every byte is looked at once.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes};
 
 use super::fields::{Blob, Bound, Number};
 use super::lists::{BlobList, PairList};
 use super::protocol::{ProtocolError, Request, opcode};
+use super::stock::Stock;
 use crate::store::Limits;
 
 /// Reads requests from bytes that come in any pieces, in time linear in the bytes.
 #[derive(Debug)]
 pub struct RequestParser {
     limits: Limits,
+    stock: Arc<Stock>,
     stage: Stage,
 }
 
@@ -59,7 +63,12 @@ impl RequestParser {
     /// A parser at the beginning of a connection.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, stage: Stage::Opcode }
+        Self::recycling(limits, Arc::default())
+    }
+
+    /// As [`new`](Self::new), with memory from a stock for large values.
+    pub(super) fn recycling(limits: Limits, stock: Arc<Stock>) -> Self {
+        Self { limits, stock, stage: Stage::Opcode }
     }
 
     /// Takes bytes off the front of `input` up to the end of the next request. `None`: `input` is used
@@ -69,7 +78,7 @@ impl RequestParser {
     /// A [`ProtocolError`], after which the connection has no meaning.
     pub fn parse(&mut self, input: &mut &[u8]) -> Result<Option<Request>, ProtocolError> {
         loop {
-            match std::mem::take(&mut self.stage).step(input, &self.limits)? {
+            match std::mem::take(&mut self.stage).step(input, &self.limits, &self.stock)? {
                 Step::Next(stage) => self.stage = stage,
                 Step::Done(request) => return Ok(Some(request)),
                 Step::More(stage) => {
@@ -94,7 +103,8 @@ impl RequestParser {
     }
 
     /// The memory that the unfinished request takes, about: it grows with what has come of it, by a
-    /// constant factor, and never with what is only announced.
+    /// constant factor, and never with what is only announced, unless that takes the place of a value
+    /// that is gone.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         match &self.stage {
@@ -112,9 +122,9 @@ impl RequestParser {
 }
 
 impl Stage {
-    fn step(self, input: &mut &[u8], limits: &Limits) -> Result<Step, ProtocolError> {
+    fn step(self, input: &mut &[u8], limits: &Limits, stock: &Arc<Stock>) -> Result<Step, ProtocolError> {
         let key_bound = Bound::new("key", limits.key_bytes);
-        let value_bound = Bound::new("value", limits.value_bytes);
+        let value_bound = Bound::new("value", limits.value_bytes).recycling(stock);
         Ok(match self {
             Self::Opcode => {
                 let Some((opcode, rest)) = input.split_first() else { return Ok(Step::More(self)) };

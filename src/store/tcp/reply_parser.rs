@@ -1,17 +1,21 @@
 //! Replies out of bytes that come in any pieces, bounded as requests are.
 
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes};
 
 use super::fields::{Blob, Bound, Number};
 use super::lists::BlobList;
 use super::protocol::ProtocolError;
 use super::reply::{Expected, NOT_READY, READY, Reply, STOP_WAITING, WAIT_CANCELED};
+use super::stock::Stock;
 use crate::store::Limits;
 
 /// Reads one reply from bytes that come in any pieces.
 #[derive(Debug)]
 pub struct ReplyParser {
     limits: Limits,
+    stock: Arc<Stock>,
     stage: Stage,
 }
 
@@ -40,6 +44,11 @@ impl ReplyParser {
     /// the values that are asked for together, may have as many bytes as a store may hold.
     #[must_use]
     pub fn new(expected: Expected, limits: &Limits) -> Self {
+        Self::recycling(expected, limits, Arc::default())
+    }
+
+    /// As [`new`](Self::new), with memory from a stock for large values.
+    pub(super) fn recycling(expected: Expected, limits: &Limits, stock: Arc<Stock>) -> Self {
         let stage = match expected {
             Expected::Pong => Stage::Pong(Number::default()),
             Expected::Value => Stage::Value(Blob::default()),
@@ -50,7 +59,7 @@ impl ReplyParser {
             Expected::Popped => Stage::PoppedLength(Number::default()),
             Expected::Keys => Stage::KeyCount(Number::default()),
         };
-        Self { limits: limits.clone(), stage }
+        Self { limits: limits.clone(), stock, stage }
     }
 
     /// Takes bytes off the front of `input`, and none after the reply's last. `None`: call again with
@@ -60,7 +69,7 @@ impl ReplyParser {
     /// [`ProtocolError::TooLong`], [`ProtocolError::TooManyKeys`] and [`ProtocolError::WrongReply`].
     pub fn parse(&mut self, input: &mut &[u8]) -> Result<Option<Reply>, ProtocolError> {
         loop {
-            match self.stage.step(input, &self.limits)? {
+            match self.stage.step(input, &self.limits, &self.stock)? {
                 Step::More => return Ok(None),
                 Step::Next(stage) => self.stage = stage,
                 Step::Done(reply) => return Ok(Some(reply)),
@@ -79,8 +88,13 @@ impl ReplyParser {
 }
 
 impl Stage {
-    fn step(&mut self, input: &mut &[u8], limits: &Limits) -> Result<Step, ProtocolError> {
-        let value_bound = Bound::new("value", limits.value_bytes);
+    fn step(
+        &mut self,
+        input: &mut &[u8],
+        limits: &Limits,
+        stock: &Arc<Stock>,
+    ) -> Result<Step, ProtocolError> {
+        let value_bound = Bound::new("value", limits.value_bytes).recycling(stock);
         let done = |reply: Option<Reply>| reply.map_or(Step::More, Step::Done);
         Ok(match self {
             Self::Pong(nonce) => done(nonce.take(input).map(|bytes| Reply::Pong(u32::from_le_bytes(bytes)))),

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::outbox::Outbox;
 use super::protocol::{ProtocolError, Request, RequestParser};
 use super::server_state::{ClientId, ServerState, Violation};
+use super::stock::Stock;
 use super::watched::Watched;
 use crate::net::Stream;
 use crate::store::Limits;
@@ -39,6 +40,7 @@ pub(super) struct Hub {
     /// How many there are.
     pub(super) clients: Watched<usize>,
     pub(super) stopping: Watched<bool>,
+    stock: Arc<Stock>,
     pub(super) bytes_in: AtomicU64,
     pub(super) bytes_out: AtomicU64,
 }
@@ -59,6 +61,7 @@ impl Hub {
             state: Mutex::new(HubState { server, outboxes, requests: 0, refused: 0 }),
             clients: Watched::new(0),
             stopping: Watched::new(false),
+            stock: Arc::default(),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         }
@@ -181,7 +184,7 @@ pub(super) async fn serve_client<S: Stream>(client: Client, stream: S, peer: Soc
 /// Until the client finishes its direction, or must be closed.
 async fn read_requests(client: &Client, reader: &mut (impl AsyncRead + Unpin)) -> Result<(), Ended> {
     let mut buffer = vec![0; READ_BUFFER_BYTES];
-    let mut parser = RequestParser::new(client.hub.limits.clone());
+    let mut parser = RequestParser::recycling(client.hub.limits.clone(), Arc::clone(&client.hub.stock));
     let validate_until = Instant::now() + VALIDATE_WITHIN;
     let mut validated = false;
     let mut held_bytes = 0;

@@ -51,7 +51,7 @@ impl Default for StoreConfig {
             connect_timeout: Duration::from_secs(300),
             heartbeat: Duration::from_secs(5),
             reconnect_timeout: Duration::from_secs(3),
-            chunk_bytes: 4 << 20,
+            chunk_bytes: 1 << 20,
             window_bytes: 32 << 20,
             entropy: Entropy::system(),
             pool: BufferPool::new(POOL_IDLE_BYTES_MAX),

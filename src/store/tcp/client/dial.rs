@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::net::{Net, SocketOptions};
 use crate::store::Limits;
 use crate::store::tcp::connection::{Connection, Failure, within};
+use crate::store::tcp::stock::Stock;
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -55,12 +57,13 @@ pub(super) async fn connect<N: Net>(
     net: &N,
     server: &Server,
     options: &ConnectOptions,
+    stock: &Arc<Stock>,
 ) -> Result<(SocketAddr, Connection<N::Stream>)> {
     let mut last_failure = None;
     let trying = async {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match try_addresses(net, server, options).await {
+            match try_addresses(net, server, options, stock).await {
                 Ok(connected) => return Result::<_, Error>::Ok(connected),
                 Err(failure) => last_failure = Some(failure),
             }
@@ -78,10 +81,11 @@ pub(super) async fn open<N: Net>(
     net: &N,
     address: SocketAddr,
     options: &ConnectOptions,
+    stock: &Arc<Stock>,
 ) -> Result<Connection<N::Stream>, Failure> {
     let nonce = options.nonce().map_err(|error| Failure::Broken(std::io::Error::other(error)))?;
     let stream = net.connect(address, &options.socket).await?;
-    Connection::open(stream, nonce, options.limits.clone()).await
+    Connection::open(stream, nonce, options.limits.clone(), Arc::clone(stock)).await
 }
 
 /// The first address that answers, or why the last one did not.
@@ -89,12 +93,13 @@ async fn try_addresses<N: Net>(
     net: &N,
     server: &Server,
     options: &ConnectOptions,
+    stock: &Arc<Stock>,
 ) -> Result<(SocketAddr, Connection<N::Stream>), String> {
     let addresses = net.resolve(&server.host, server.port).await;
     let addresses = addresses.map_err(|error| format!("resolving {:?}: {error}", server.host))?;
     let mut last_failure = format!("{:?} has no address", server.host);
     for address in addresses {
-        match within(Instant::now() + ATTEMPT_WITHIN, open(net, address, options)).await {
+        match within(Instant::now() + ATTEMPT_WITHIN, open(net, address, options, stock)).await {
             Ok(connection) => return Ok((address, connection)),
             Err(failure) => last_failure = format!("connecting to {address}: {}", failure.into_io()),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{TcpStore, answer, dial};
+use super::{Shared, TcpStore, answer, dial};
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::store::Keys;
@@ -117,7 +117,8 @@ impl<N: Net> TcpStore<N> {
             let idle = self.shared.idle.lock().pop();
             match idle {
                 None => {
-                    return dial::open(&self.shared.net, self.shared.address, &self.shared.options).await;
+                    let Shared { net, address, options, stock, .. } = &*self.shared;
+                    return dial::open(net, *address, options, stock).await;
                 }
                 Some(mut connection) => {
                     if connection.is_idle().await {

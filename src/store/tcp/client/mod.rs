@@ -12,6 +12,7 @@ use self::dial::Server;
 use self::exchange::Call;
 use super::connection::Connection;
 use super::protocol::Request;
+use super::stock::Stock;
 use crate::error::{Error, Result};
 use crate::net::Net;
 use crate::sync::Mutex;
@@ -75,6 +76,7 @@ struct Shared<N: Net> {
     address: SocketAddr,
     local_addr: SocketAddr,
     options: ConnectOptions,
+    stock: Arc<Stock>,
     idle: Mutex<Vec<Connection<N::Stream>>>,
     joined: AtomicBool,
 }
@@ -96,10 +98,13 @@ impl<N: Net> TcpStore<N> {
     /// Dropped early, nothing is left connected.
     pub async fn connect(net: N, host: &str, port: u16, options: ConnectOptions) -> Result<Self> {
         let server = Server { host: host.into(), port };
-        let (address, connection) = dial::connect(&net, &server, &options).await?;
+        let stock = Arc::default();
+        let (address, connection) = dial::connect(&net, &server, &options, &stock).await?;
         let local_addr = connection.local_addr();
         let (idle, joined) = (Mutex::new(vec![connection]), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { net, server, address, local_addr, options, idle, joined }) })
+        Ok(Self {
+            shared: Arc::new(Shared { net, server, address, local_addr, options, stock, idle, joined }),
+        })
     }
 
     /// Our end of the first connection to the server: an address of this host that the server's network
