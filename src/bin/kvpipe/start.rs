@@ -28,6 +28,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     let mut builder = match command {
         // Figures are for the cheapest runtime, which is what a rank that has one pipe would use.
         Command::BenchPeer(_) => Builder::new_current_thread(),
+        // Its clients' requests are short and share one state: a second thread would only hand it to and
+        // fro.
+        Command::Store(_) => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
     let runtime = builder
