@@ -1,6 +1,6 @@
 //! Servers of a store, driven by the same clients.
 
-use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -9,7 +9,7 @@ use kvpipe::store::Store;
 use kvpipe::store::tcp::protocol::Request;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
 use tokio::runtime::Builder;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
 use crate::bare::{BareClient, Exchange};
@@ -107,71 +107,82 @@ fn servers() -> Vec<Server> {
     servers
 }
 
-/// Rounds a second of so many clients, each a task of one thread, for about `for_long`.
-async fn bare_rounds(server: &Server, operation: Operation, clients: usize, for_long: Duration) -> f64 {
-    let mut connected = Vec::new();
-    for client in 0..clients {
-        let exchanges = operation.exchanges(client);
-        connected.push(if server.is_store {
-            BareClient::of_store(&server.address, exchanges).await
-        } else {
-            BareClient::of_echo(&server.address, exchanges).await
-        });
-    }
-    rounds(connected, for_long, async |client: &mut BareClient| client.round().await).await
+/// Clients of one server, connected; between turns they stay so, because what it costs to connect is not
+/// what is measured.
+enum Clients {
+    Bare(Vec<BareClient>),
+    Kvpipe(Vec<(TcpStore<TokioNet>, String)>),
 }
 
-/// The same with kvpipe's client.
-async fn client_rounds(server: &Server, operation: Operation, clients: usize, for_long: Duration) -> f64 {
-    let (host, port) = server.address.rsplit_once(':').expect("an address");
-    let bytes = if let Operation::SetGet(bytes) = operation { bytes } else { 0 };
-    let value = Bytes::from(vec![7; bytes]);
-    let mut connected = Vec::new();
-    for client in 0..clients {
-        let port = port.parse().expect("a port");
-        let store = TcpStore::connect(TokioNet, host, port, ConnectOptions::default()).await;
-        connected.push((
-            store.expect("the server is there"),
-            format!("{}/{client}", operation.name()),
-            value.clone(),
-        ));
+impl Clients {
+    async fn bare(server: &Server, operation: Operation, count: usize) -> Self {
+        let mut clients = Vec::new();
+        for client in 0..count {
+            let exchanges = operation.exchanges(client);
+            clients.push(if server.is_store {
+                BareClient::of_store(&server.address, exchanges).await
+            } else {
+                BareClient::of_echo(&server.address, exchanges).await
+            });
+        }
+        Self::Bare(clients)
     }
-    rounds(connected, for_long, async move |(store, key, value): &mut (TcpStore<TokioNet>, String, Bytes)| {
-        operation.by_client(store, key, value).await;
-    })
-    .await
+
+    async fn kvpipe(server: &Server, operation: Operation, count: usize) -> Self {
+        let (host, port) = server.address.rsplit_once(':').expect("an address");
+        let mut clients = Vec::new();
+        for client in 0..count {
+            let port = port.parse().expect("a port");
+            let store = TcpStore::connect(TokioNet, host, port, ConnectOptions::default()).await;
+            clients.push((store.expect("the server is there"), format!("{}/{client}", operation.name())));
+        }
+        Self::Kvpipe(clients)
+    }
+
+    /// Rounds a second, for about a turn.
+    async fn turn(&mut self, operation: Operation) -> f64 {
+        match self {
+            Self::Bare(clients) => {
+                rounds(clients, async |client: &mut BareClient| client.round().await).await
+            }
+            Self::Kvpipe(clients) => {
+                let bytes = if let Operation::SetGet(bytes) = operation { bytes } else { 0 };
+                let value = Bytes::from(vec![7; bytes]);
+                let round = async move |(store, key): &mut (TcpStore<TokioNet>, String)| {
+                    operation.by_client(store, key, &value).await;
+                };
+                rounds(clients, round).await
+            }
+        }
+    }
 }
 
-async fn rounds<C: 'static>(
-    connected: Vec<C>,
-    for_long: Duration,
-    round: impl AsyncFn(&mut C) + Clone + 'static,
-) -> f64 {
-    let local = LocalSet::new();
-    let begin = Instant::now();
-    let tasks: Vec<_> = connected
-        .into_iter()
-        .map(|mut client| {
-            let round = round.clone();
-            local.spawn_local(async move {
-                let count = Cell::new(0_u64);
-                while begin.elapsed() < for_long {
-                    round(&mut client).await;
-                    count.set(count.get() + 1);
-                }
-                count.get()
-            })
+/// Each client makes one round after another, a task each, all on this thread.
+async fn rounds<C: 'static>(clients: &mut Vec<C>, round: impl AsyncFn(&mut C) + 'static) -> f64 {
+    let (local, round, begin) = (LocalSet::new(), Rc::new(round), Instant::now());
+    let working = |mut client: C| {
+        let round = Rc::clone(&round);
+        local.spawn_local(async move {
+            let mut count = 0;
+            while begin.elapsed() < TURN {
+                round(&mut client).await;
+                count += 1;
+            }
+            (client, count)
         })
-        .collect();
+    };
+    let tasks: Vec<JoinHandle<(C, u32)>> = clients.drain(..).map(working).collect();
+    let mut rounds = 0;
     local
         .run_until(async {
-            let mut count = 0;
             for task in tasks {
-                count += task.await.expect("a client does not panic");
+                let (client, count) = task.await.expect("a client does not panic");
+                clients.push(client);
+                rounds += count;
             }
-            count as f64 / begin.elapsed().as_secs_f64()
         })
-        .await
+        .await;
+    f64::from(rounds) / begin.elapsed().as_secs_f64()
 }
 
 pub(crate) fn measure() {
@@ -182,18 +193,23 @@ pub(crate) fn measure() {
         println!("\n{}", if by_client { "kvpipe's client" } else { "bare sockets" });
         let driven: Vec<&Server> = servers.iter().filter(|server| server.is_store || !by_client).collect();
         for operation in [Operation::SetGet(64), Operation::SetGet(1 << 20), Operation::Add] {
-            for clients in CLIENTS {
+            for count in CLIENTS {
+                let mut clients = Vec::new();
+                for server in &driven {
+                    clients.push(runtime.block_on(async {
+                        match by_client {
+                            false => Clients::bare(server, operation, count).await,
+                            true => Clients::kvpipe(server, operation, count).await,
+                        }
+                    }));
+                }
                 let mut turns = vec![Turns::default(); driven.len()];
                 for _ in 0..TURNS {
-                    for (server, turns) in driven.iter().zip(&mut turns) {
-                        let rounds = match by_client {
-                            false => runtime.block_on(bare_rounds(server, operation, clients, TURN)),
-                            true => runtime.block_on(client_rounds(server, operation, clients, TURN)),
-                        };
-                        turns.note(rounds);
+                    for (clients, turns) in clients.iter_mut().zip(&mut turns) {
+                        turns.note(runtime.block_on(clients.turn(operation)));
                     }
                 }
-                print_row(&format!("{:>16} {clients:>3}", operation.name()), &driven, &turns);
+                print_row(&format!("{:>16} {count:>3}", operation.name()), &driven, &turns);
             }
         }
     }
