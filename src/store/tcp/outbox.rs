@@ -1,7 +1,9 @@
 //! Replies on their way to one client.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, Waker};
 
 use bytes::Buf;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -23,8 +25,6 @@ use crate::sync::Mutex;
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
     limit_bytes: usize,
-    /// The queue has something, or is closed. One task waits.
-    filled: Notify,
     /// Something was written. One task waits.
     drained: Notify,
     /// The client is to go. One task waits.
@@ -37,6 +37,8 @@ struct Queue {
     /// Of the queued replies and of those being written.
     bytes: usize,
     closed: bool,
+    /// Of the task that writes, when it found nothing to write.
+    writer: Option<Waker>,
 }
 
 /// What is kept allocated for the replies to come.
@@ -44,24 +46,37 @@ const KEPT_BYTES: usize = 64 << 10;
 
 impl Outbox {
     pub(super) fn new(limit_bytes: usize) -> Self {
-        let [filled, drained, evicted] = [const { Notify::const_new() }; 3];
-        Self { queue: Mutex::new(Queue::default()), limit_bytes, filled, drained, evicted }
+        let [drained, evicted] = [const { Notify::const_new() }; 2];
+        Self { queue: Mutex::new(Queue::default()), limit_bytes, drained, evicted }
     }
 
     /// Adds a reply; forgets it if the outbox is closed.
     pub(super) fn push(&self, reply: Reply) {
+        self.push_from_within(reply);
+        self.wake_writer();
+    }
+
+    /// As [`push`](Self::push), by the very task that writes, which must poll
+    /// [`write_to`](Self::write_to) before it sleeps: waking itself would cost it as much as a request.
+    pub(super) fn push_from_within(&self, reply: Reply) {
         let mut queue = self.queue.lock();
         if !queue.closed {
             queue.bytes += held_bytes(&reply);
             queue.replies.push(reply);
-            self.filled.notify_one();
         }
     }
 
     /// What is in it is still written, and then [`write_to`](Self::write_to) ends.
     pub(super) fn close(&self) {
         self.queue.lock().closed = true;
-        self.filled.notify_one();
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
+        let writer = self.queue.lock().writer.take();
+        if let Some(writer) = writer {
+            writer.wake();
+        }
     }
 
     /// Says that the client has to go.
@@ -116,18 +131,18 @@ impl Outbox {
     }
 
     async fn take(&self) -> Option<Vec<Reply>> {
-        loop {
-            {
-                let mut queue = self.queue.lock();
-                if !queue.replies.is_empty() {
-                    return Some(std::mem::take(&mut queue.replies));
-                }
-                if queue.closed {
-                    return None;
-                }
+        poll_fn(|context| {
+            let mut queue = self.queue.lock();
+            if !queue.replies.is_empty() {
+                return Poll::Ready(Some(std::mem::take(&mut queue.replies)));
             }
-            self.filled.notified().await;
-        }
+            if queue.closed {
+                return Poll::Ready(None);
+            }
+            queue.writer = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await
     }
 }
 

@@ -94,7 +94,9 @@ impl Client {
         state.requests += 1;
         // Still under the lock, so that every client gets its replies in the order of the state.
         for (client, reply) in replies {
-            if let Some(outbox) = state.outboxes.get(&client) {
+            if client == self.id {
+                self.outbox.push_from_within(reply);
+            } else if let Some(outbox) = state.outboxes.get(&client) {
                 outbox.push(reply);
             }
         }
@@ -152,21 +154,23 @@ enum Ended {
 /// Until it has left, or must go.
 pub(super) async fn serve_client<S: Stream>(client: Client, stream: S, peer: SocketAddr) {
     let (mut reader, mut writer) = stream.split();
-    let writing = async {
+    // Without a share in the task's budget, which a client that floods would leave nothing of.
+    let writing = tokio::task::unconstrained(async {
         client.outbox.write_to(&mut writer, &client.hub.bytes_out).await?;
         writer.shutdown().await
-    };
+    });
     tokio::pin!(writing);
     let ended = tokio::select! {
         biased;
         () = client.hub.stopping.wait_for(|stop| stop) => Ok(()),
+        () = client.outbox.evicted() => Err(Ended::Crowded),
+        ended = read_requests(&client, &mut reader) => ended,
+        // Behind what is read, so that replies are written as soon as there is nothing more to read.
         written = &mut writing => {
             // Only a failure ends it before the outbox is closed: the client is gone.
             tracing::debug!(%peer, ?written, "writing to a client of the store failed");
             return;
         }
-        () = client.outbox.evicted() => Err(Ended::Crowded),
-        ended = read_requests(&client, &mut reader) => ended,
     };
     match ended {
         Ok(()) => {}
