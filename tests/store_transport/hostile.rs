@@ -151,3 +151,18 @@ async fn the_reason_of_an_abort_is_one_line_whatever_the_peer_writes() {
     assert!(reason.starts_with("no [31m more") && reason.len() <= 1024, "{reason}");
     assert!(!reason.contains(char::is_control));
 }
+
+/// Its count of reports that it has read, which is looked at every so often.
+#[tokio::test(start_paused = true)]
+async fn a_count_that_is_none_ends_the_edge() {
+    let store = MemoryStore::new();
+    let (receiver, base) = as_sender(&store).await;
+    store.set(&format!("{base}/reply/consumed"), "many".into(), LONG).await.unwrap();
+    for number in 0..40 {
+        let item = framed(&[Frame::Item { sequence: number, metadata: Metadata::None }]);
+        store.set(&format!("{base}/data/{number}"), item.into(), LONG).await.unwrap();
+    }
+    let (_, end) = tokio::time::timeout(HANG, drain(&receiver)).await.expect("it hangs");
+    assert!(matches!(end, Error::PeerMisbehaved { .. }), "{end}");
+    assert!(end.to_string().contains("has 4 bytes, not 8"), "{end}");
+}

@@ -33,6 +33,7 @@ mod serve;
 mod start;
 #[cfg(not(loom))]
 mod units;
+#[cfg(not(loom))]
 mod vllm;
 
 #[cfg(not(loom))]

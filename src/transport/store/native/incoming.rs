@@ -57,16 +57,21 @@ pub(in crate::transport::store) async fn run<S: Store>(
     let mut speaking = pin!(pulse.speak());
     let mut listening = pin!(pulse.listen());
     let mut reporting = pin!(end.report());
+    // Whether reports can still be written: of these futures none has ended.
+    let mut is_reachable = false;
     let received = tokio::select! {
         biased;
-        received = end.receive() => received,
+        received = end.receive() => {
+            is_reachable = true;
+            received
+        }
         failure = end.fetch(0) => Err(failure),
         failure = end.fetch(1) => Err(failure),
         failure = &mut reporting => Err(failure.err().unwrap_or_else(|| Error::Bug("a word too many".into()))),
         failure = &mut speaking => Err(failure),
         failure = &mut listening => Err(failure),
     };
-    let said = match end.last_word(&received) {
+    let said = match end.last_word(&received).filter(|_| is_reachable) {
         None => false,
         Some(word) => {
             fall_silent(&pulse, speaking).await;
