@@ -67,7 +67,7 @@ impl BareClient {
 
 /// The server, on the runtime that `kvpipe store` has, in a process of its own.
 pub(crate) fn serve() {
-    let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         println!("{}", listener.local_addr().expect("it is bound"));
