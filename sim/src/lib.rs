@@ -14,11 +14,14 @@
 //! kinds of faults, worlds of more ranks, and stand-ins for the NCCL and CUDA libraries.
 
 pub mod draws;
-pub mod items;
+pub mod fault;
 pub mod net;
 pub mod oracle;
+pub mod runner;
 pub mod scenario;
 pub mod trace;
+pub mod workload;
+pub mod world;
 
 pub use kvpipe::entropy::Entropy;
 pub use kvpipe::net::{Listener, Net, SocketOptions, Stream};

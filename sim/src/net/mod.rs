@@ -56,7 +56,7 @@ impl SimNet {
         self.host.ip
     }
 
-    fn note(&self, event: impl std::fmt::Display) {
+    pub(crate) fn note(&self, event: impl std::fmt::Display) {
         self.network.trace().note(&self.host.name, event);
     }
 }
