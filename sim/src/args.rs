@@ -66,8 +66,9 @@ impl Flags {
                 let start = start.unwrap_or(0);
                 let end = start.checked_add(seeds).ok_or("there are not so many seeds")?;
                 let time_limit = time_limit.map(Duration::from_secs);
-                let threads = threads
-                    .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+                let threads = threads.unwrap_or_else(|| {
+                    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+                });
                 Ok(Command::Batch(Batch { seeds: start..end, scenario, time_limit, threads }))
             }
             (None, Some(seed)) if start.is_none() && time_limit.is_none() && threads.is_none() => {

@@ -39,7 +39,9 @@ fn run(batch: &Batch) -> ExitCode {
     let (seconds, simulated) = (elapsed.as_secs_f64(), simulated.as_secs_f64());
     let speeds = format!("{:.0} seeds/s, {:.0} simulated s/s", *seeds as f64 / seconds, simulated / seconds);
     let Some((case, violations)) = failure else {
-        println!("{seeds} seeds, {simulated:.0} s simulated in {seconds:.1} s ({speeds}): no promise was broken");
+        println!(
+            "{seeds} seeds, {simulated:.0} s simulated in {seconds:.1} s ({speeds}): no promise was broken"
+        );
         return ExitCode::SUCCESS;
     };
     println!("after {seeds} seeds FAILED: {case}");
@@ -76,7 +78,8 @@ fn show(case: &Case, trace: bool) -> bool {
         println!("struck: {} {count}", kind.name());
     }
     let totals = report.totals;
-    let (accepted, delivered, simulated) = (totals.accepted, totals.delivered, report.simulated.as_secs_f64());
+    let (accepted, delivered, simulated) =
+        (totals.accepted, totals.delivered, report.simulated.as_secs_f64());
     let verdict = if report.is_good() { "ok" } else { "FAILED" };
     println!("{verdict}: {delivered} of {accepted} items delivered, {simulated:.3} s simulated");
     report.is_good()
@@ -100,7 +103,9 @@ impl Progress {
         self.next = summary.elapsed + Duration::from_millis(if self.terminal { 200 } else { 30_000 });
         let (seeds, seconds) = (summary.seeds, summary.elapsed.as_secs_f64());
         let (speed, failed) = (seeds as f64 / seconds, summary.coverage.failed);
-        let line = format!("{seeds} seeds in {seconds:.0} s, {speed:.0} seeds/s, {failed} streams failed as they may");
+        let line = format!(
+            "{seeds} seeds in {seconds:.0} s, {speed:.0} seeds/s, {failed} streams failed as they may"
+        );
         match self.terminal {
             true => eprint!("\r\x1b[K{line}"),
             false => eprintln!("{line}"),

@@ -146,7 +146,9 @@ impl Scenario {
             Self::Calm | Self::Pair | Self::NoResume | Self::Vllm => 2,
         };
         let traffic = match self {
-            Self::Vllm => Traffic::Vllm { layers: draws.pick(&[None, None, Some(32), Some(80)]).copied().flatten() },
+            Self::Vllm => {
+                Traffic::Vllm { layers: draws.pick(&[None, None, Some(32), Some(80)]).copied().flatten() }
+            }
             _ if ranks == 2 && draws.one_in(2) => Traffic::Edge,
             _ => Traffic::Ring,
         };
@@ -161,7 +163,11 @@ impl Scenario {
             ranks,
             traffic,
             items: if small { draws.bytes(3..=20) } else { draws.bytes(5..=40) },
-            sizes: Sizes { bytes_max: settings.pipe.budget_bytes * draws.bytes(1..=4).min((1 << 20) / settings.pipe.budget_bytes), large_items_max: if small { 1 } else { 2 } },
+            sizes: Sizes {
+                bytes_max: settings.pipe.budget_bytes
+                    * draws.bytes(1..=4).min((1 << 20) / settings.pipe.budget_bytes),
+                large_items_max: if small { 1 } else { 2 },
+            },
             tasks: [draws.bytes(1..=3), draws.bytes(1..=2)],
             pace: Pace::drawn(draws),
             group: !matches!(self, Self::Calm | Self::Pair | Self::Vllm | Self::StoreWire) || draws.one_in(8),
@@ -173,21 +179,36 @@ impl Scenario {
     }
 
     fn choice(self, ranks: usize) -> Option<Choice> {
-        use Kind::{ClockJump, Hold, Isolation, Kill, OneWay, Partition, PowerLoss, Reboot, Reset, ResetAfter, Restart, Slow};
+        use Kind::{
+            ClockJump, Hold, Isolation, Kill, OneWay, Partition, PowerLoss, Reboot, Reset, ResetAfter,
+            Restart, Slow,
+        };
 
         let ranks: Vec<_> = (0..ranks).map(Place::Rank).collect();
         let all: Vec<_> = ranks.iter().copied().chain([Place::Store]).collect();
         let short = Choice::between(&ranks);
-        let long = Choice { count: 1..=6, within: Duration::from_secs(3), lasts: [50, 4000].map(Duration::from_millis), ..Choice::between(&all) };
+        let long = Choice {
+            count: 1..=6,
+            within: Duration::from_secs(3),
+            lasts: [50, 4000].map(Duration::from_millis),
+            ..Choice::between(&all)
+        };
         Some(match self {
             Self::Calm => return None,
-            Self::Pair | Self::Vllm => Choice { kinds: vec![Reset, ResetAfter, ResetAfter, Hold, Slow], ..short },
+            Self::Pair | Self::Vllm => {
+                Choice { kinds: vec![Reset, ResetAfter, ResetAfter, Hold, Slow], ..short }
+            }
             Self::NoResume => Choice { kinds: vec![Reset, ResetAfter, ResetAfter, ResetAfter], ..short },
             Self::Ring => Choice { places: all, count: 1..=6, ..short },
-            Self::Partitions => Choice { kinds: vec![Partition, Isolation, OneWay, OneWay, Hold, Reset], ..long },
-            Self::Crashes => {
-                Choice { kinds: vec![Restart, Reboot, Kill, PowerLoss, Reset, Hold], victims: ranks, count: 1..=4, ..long }
+            Self::Partitions => {
+                Choice { kinds: vec![Partition, Isolation, OneWay, OneWay, Hold, Reset], ..long }
             }
+            Self::Crashes => Choice {
+                kinds: vec![Restart, Reboot, Kill, PowerLoss, Reset, Hold],
+                victims: ranks,
+                count: 1..=4,
+                ..long
+            },
             Self::StoreOutage => Choice {
                 kinds: vec![Restart, Reboot, Kill, PowerLoss, Isolation],
                 victims: vec![Place::Store],
@@ -220,7 +241,8 @@ impl Setup {
         let of_store = |fault: &Fault| fault.dies() == Some(Place::Store);
         let of_rank = |fault: &Fault| matches!(fault.dies(), Some(Place::Rank(_)));
         expectations.left = workload.endings.iter().any(|ending| *ending != Ending::Orderly);
-        expectations.restarted = workload.reopens > 0 || faults.any(|fault| of_rank(fault) && !fault.is_for_good());
+        expectations.restarted =
+            workload.reopens > 0 || faults.any(|fault| of_rank(fault) && !fault.is_for_good());
         // A request to the store whose connection is reset may have been carried out or not: only a pipe
         // over the store can find out, a group and a rank that looks for its peer give up.
         let store_resets = faults.any(|fault| {
@@ -301,7 +323,10 @@ impl fmt::Display for Setup {
         let Self { workload, faults, expectations } = self;
         let Expectations { severed, restarted, left } = expectations;
         write!(f, "{workload}")?;
-        writeln!(f, "  edges may end: {severed}; ranks or pipes may come again: {restarted}; users may leave: {left}")?;
+        writeln!(
+            f,
+            "  edges may end: {severed}; ranks or pipes may come again: {restarted}; users may leave: {left}"
+        )?;
         write!(f, "{faults}")
     }
 }

@@ -22,6 +22,8 @@ struct History {
     now: Duration,
     /// The simulation is between two steps.
     is_between: bool,
+    /// When this step ends. A host whose clock has jumped seems to be later for the rest of it.
+    step_ends: Option<Duration>,
     digest: u64,
 }
 
@@ -54,9 +56,11 @@ impl Trace {
         history.now
     }
 
-    /// The hosts run.
-    pub(crate) fn enter_step(&self) {
-        self.lock().is_between = false;
+    /// The hosts run, until this time.
+    pub(crate) fn enter_step(&self, until: Duration) {
+        let mut history = self.lock();
+        history.is_between = false;
+        history.step_ends = Some(until);
     }
 
     /// No host runs, and the time is this.
@@ -91,7 +95,7 @@ impl History {
             return;
         }
         if let Some(elapsed) = turmoil::sim_elapsed() {
-            self.now = elapsed;
+            self.now = self.step_ends.map_or(elapsed, |end| elapsed.min(end));
         }
     }
 }

@@ -252,9 +252,11 @@ fn a_budget_that_is_exceeded_is_found_and_one_large_item_alone_is_right() {
 #[test]
 fn a_window_that_is_exceeded_is_found_and_one_large_item_alone_is_right() {
     let accepted = [item(1), tensor(LIMIT, 2), tensor(LIMIT + 1, 3)];
-    let arriving = ReceiverLook { taken: 1, queued_items: 0, held_bytes: LIMIT + 1, arriving_bytes: LIMIT + 1 };
+    let arriving =
+        ReceiverLook { taken: 1, queued_items: 0, held_bytes: LIMIT + 1, arriving_bytes: LIMIT + 1 };
     assert!(stream(&accepted, &accepted[..1]).sees_receiver(arriving).judge().is_ok());
-    let behind_another = ReceiverLook { queued_items: 1, held_bytes: LIMIT + 1, arriving_bytes: 1, ..arriving };
+    let behind_another =
+        ReceiverLook { queued_items: 1, held_bytes: LIMIT + 1, arriving_bytes: 1, ..arriving };
     let over = Violation::OverBudget { held: LIMIT + 1, limit: LIMIT };
     assert_eq!(stream(&accepted, &accepted[..1]).sees_receiver(behind_another).violations(), [over]);
 }

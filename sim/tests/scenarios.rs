@@ -116,7 +116,13 @@ fn clocks_that_jump_break_no_promise() {
 #[test]
 fn whoever_leaves_leaves_the_other_informed() {
     let reports = reports(Scenario::Leavers);
-    for what in ["ending: aborts", "ending: drops everything", "ending: stops receiving", "PeerAborted", "ReceiverClosed"] {
+    for what in [
+        "ending: aborts",
+        "ending: drops everything",
+        "ending: stops receiving",
+        "PeerAborted",
+        "ReceiverClosed",
+    ] {
         assert!(happened(&reports, what) > 0, "nothing of: {what}");
     }
 }

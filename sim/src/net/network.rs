@@ -24,6 +24,9 @@ struct Inner {
     fabric: Mutex<Fabric>,
 }
 
+/// Hosts run for so long, one after the other.
+const TICK: Duration = Duration::from_millis(1);
+
 impl Network {
     /// A network without faults. Latencies, short reads and short writes are drawn from the seed.
     #[must_use]
@@ -39,7 +42,7 @@ impl Network {
             .rng_seed(self.0.seed)
             .epoch(SystemTime::UNIX_EPOCH)
             .simulation_duration(limit)
-            .tick_duration(Duration::from_millis(1))
+            .tick_duration(TICK)
             .enable_random_order()
             .build()
     }
@@ -50,7 +53,7 @@ impl Network {
     /// # Errors
     /// Those of the step: a host failed, or the simulation's limit was reached.
     pub fn step(&self, sim: &mut Sim<'_>) -> turmoil::Result<bool> {
-        self.trace().enter_step();
+        self.trace().enter_step(sim.elapsed() + TICK);
         let ended = sim.step();
         self.trace().leave_step(sim.elapsed());
         ended

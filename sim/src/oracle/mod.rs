@@ -223,8 +223,7 @@ impl Oracle {
             totals.streams += edge.senders.len();
             totals.accepted += edge.senders.iter().map(|sent| sent.accepted.len()).sum::<usize>();
             totals.delivered += edge.receivers.iter().map(|received| received.delivered.len()).sum::<usize>();
-            let failed =
-                |sent: &&Sent| matches!(&sent.end, Some(SenderEnd { closed: Err(_), .. }));
+            let failed = |sent: &&Sent| matches!(&sent.end, Some(SenderEnd { closed: Err(_), .. }));
             totals.failed += edge.senders.iter().filter(failed).count();
         }
         totals

@@ -118,7 +118,8 @@ impl Edge {
         // What is queued is the sender's to know; of one that is not known yet there is at most one item.
         let first = received.delivered.len();
         let queued = |sender: usize| self.senders[sender].accepted.get(first..first + queued_items);
-        let holders = received.sender.and_then(queued).map_or(usize::from(held_bytes > arriving_bytes), with_payload);
+        let holders =
+            received.sender.and_then(queued).map_or(usize::from(held_bytes > arriving_bytes), with_payload);
         received.limits.check(held_bytes, holders + usize::from(arriving_bytes > 0) <= 1, queued_items)?;
         received.received = received.received.max(taken + queued_items as u64);
         if received.received > accepted {

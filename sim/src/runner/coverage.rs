@@ -46,7 +46,10 @@ impl Coverage {
     /// Kinds of faults that never hit anything.
     #[must_use]
     pub fn never_struck(&self) -> Vec<Kind> {
-        Kind::ALL.into_iter().filter(|kind| self.faults.get(kind).is_none_or(|[_, struck]| *struck == 0)).collect()
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| self.faults.get(kind).is_none_or(|[_, struck]| *struck == 0))
+            .collect()
     }
 }
 
@@ -54,7 +57,10 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [accepted, delivered] = self.items;
         let Self { streams, failed, .. } = self;
-        writeln!(f, "{streams} streams, {failed} ended by a failure; {accepted} items accepted, {delivered} delivered")?;
+        writeln!(
+            f,
+            "{streams} streams, {failed} ended by a failure; {accepted} items accepted, {delivered} delivered"
+        )?;
         writeln!(f, "{:<28} {:>10} {:>10}", "fault", "planned", "struck")?;
         for (kind, [planned, struck]) in &self.faults {
             writeln!(f, "  {:<26} {planned:>10} {struck:>10}", kind.name())?;

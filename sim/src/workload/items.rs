@@ -57,7 +57,9 @@ impl Items {
             7 => self.draws.bytes(4000..=16 << 10),
             // Around the size up to which a payload is copied next to its header.
             8 => (16 << 10) - 1 + self.draws.bytes(0..=2),
-            _ if self.number.get().is_multiple_of(7) && self.number.get() / 7 < self.sizes.large_items_max => {
+            _ if self.number.get().is_multiple_of(7)
+                && self.number.get() / 7 < self.sizes.large_items_max =>
+            {
                 self.draws.bytes(LARGE_BYTES..=self.sizes.bytes_max.max(LARGE_BYTES))
             }
             _ => self.draws.bytes(20_000..=40_000),

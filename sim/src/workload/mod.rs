@@ -112,10 +112,23 @@ impl Pace {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ranks, traffic, settings, items, tasks: [senders, receivers], pace, group, endings, reopens, .. } =
-            self;
+        let Self {
+            ranks,
+            traffic,
+            settings,
+            items,
+            tasks: [senders, receivers],
+            pace,
+            group,
+            endings,
+            reopens,
+            ..
+        } = self;
         let group = if *group { ", a group before" } else { "" };
-        writeln!(f, "  {ranks} ranks, {traffic:?}, {items} items, {senders} sending and {receivers} receiving tasks, {pace:?}{group}")?;
+        writeln!(
+            f,
+            "  {ranks} ranks, {traffic:?}, {items} items, {senders} sending and {receivers} receiving tasks, {pace:?}{group}"
+        )?;
         writeln!(f, "  leaving by {endings:?}, {reopens} new pipes after failures")?;
         write!(f, "{settings}")
     }

@@ -129,7 +129,8 @@ impl Plan {
         let seed_name = format!("pipe {attempt} of rank {}, start {}", rank.number(), rank.start());
         let draws = rank.draws().fork(&seed_name);
         let ending = workload.endings[draws.bytes(0..=workload.endings.len() - 1)];
-        let items = Items::new(rank.draws().fork(&seed_name).between(0..=u64::MAX), &seed_name, workload.sizes);
+        let items =
+            Items::new(rank.draws().fork(&seed_name).between(0..=u64::MAX), &seed_name, workload.sizes);
         Self {
             ending,
             turning_point: draws.bytes(0..=workload.items),

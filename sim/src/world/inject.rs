@@ -60,7 +60,13 @@ impl Injector {
     }
 
     /// Does what is due. The world is healed with the last of it.
-    pub(super) fn strike(&mut self, now: Duration, sim: &mut Sim<'static>, network: &Network, shared: &Shared) {
+    pub(super) fn strike(
+        &mut self,
+        now: Duration,
+        sim: &mut Sim<'static>,
+        network: &Network,
+        shared: &Shared,
+    ) {
         while let Some((at, step, number)) = self.steps.last().copied()
             && at <= now
         {
@@ -88,7 +94,8 @@ impl Injector {
     pub(super) fn awaits_a_rank(&self) -> bool {
         self.steps.iter().any(|(_, step, number)| {
             let victim = self.faults[*number].fault.dies();
-            *step == Step::Passes && victim.is_some_and(|place| place != Place::Store && self.down.get(&place) == Some(number))
+            *step == Step::Passes
+                && victim.is_some_and(|place| place != Place::Store && self.down.get(&place) == Some(number))
         })
     }
 
@@ -138,7 +145,9 @@ impl Injector {
                 let [from, to] = self.link(*pair);
                 network.set_latency(from, to, Some(*latency));
             }
-            Fault::Kill(place, _) | Fault::PowerLoss(place, _) => self.kill(number, *place, sim, network, shared),
+            Fault::Kill(place, _) | Fault::PowerLoss(place, _) => {
+                self.kill(number, *place, sim, network, shared)
+            }
             Fault::ClockJump(place, by) => {
                 let mut state = shared.lock();
                 if runs(&state.lives, *place) {
@@ -155,7 +164,14 @@ impl Injector {
         }
     }
 
-    fn kill(&mut self, number: usize, place: Place, sim: &mut Sim<'static>, network: &Network, shared: &Shared) {
+    fn kill(
+        &mut self,
+        number: usize,
+        place: Place,
+        sim: &mut Sim<'static>,
+        network: &Network,
+        shared: &Shared,
+    ) {
         if self.down.contains_key(&place) {
             return;
         }
@@ -220,8 +236,8 @@ impl Injector {
     fn count(&mut self, number: usize, now: &Struck) {
         let Some(before) = self.before.get(&number) else { return };
         let noticed = match &self.faults[number].fault {
-            Fault::Reset(_) | Fault::ResetAfter(..) => now.resets > before.resets,
-            Fault::Partition(..) => now.lost + now.unanswered > before.lost + before.unanswered,
+            Fault::Reset(_) | Fault::ResetAfter(..) => now.cut > before.cut,
+            Fault::Partition(..) => now.lost + now.connects_lost > before.lost + before.connects_lost,
             Fault::Hold(..) => now.held > before.held,
             Fault::Slow(..) => now.slowed > before.slowed,
             Fault::Kill(..) | Fault::PowerLoss(..) | Fault::ClockJump(..) => false,

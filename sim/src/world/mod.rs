@@ -229,8 +229,14 @@ impl World {
         });
     }
 
-    fn add_rank<S, F>(&self, sim: &mut Sim<'static>, network: &Network, shared: &Shared, rank: usize, software: S)
-    where
+    fn add_rank<S, F>(
+        &self,
+        sim: &mut Sim<'static>,
+        network: &Network,
+        shared: &Shared,
+        rank: usize,
+        software: S,
+    ) where
         S: Fn(Rank) -> F + Clone + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
@@ -267,8 +273,7 @@ impl World {
         loop {
             let now = sim.elapsed();
             injector.strike(now, sim, network, shared);
-            network.step_begins(now);
-            if let Err(error) = sim.step() {
+            if let Err(error) = network.step(sim) {
                 shared.lock().oracle.finds("a host", Violation::Told(format!("panicked or failed: {error}")));
                 return sim.elapsed();
             }

@@ -110,7 +110,8 @@ impl Rank {
         options.entropy = self.entropy();
         options.timeout = MEET_WITHIN;
         let host = self.store.to_string();
-        self.waits("connecting to the store", TcpStore::connect(self.net.clone(), &host, STORE_PORT, options)).await
+        self.waits("connecting to the store", TcpStore::connect(self.net.clone(), &host, STORE_PORT, options))
+            .await
     }
 
     /// The group of all ranks, over a connection to the store.
