@@ -275,7 +275,8 @@ impl Case for FullThenRead {
     }
 
     async fn visit<N: Net>(self, net: N, server: SocketAddr, place: impl Place<N::Stream>) {
-        let options = SocketOptions { send_buffer_bytes: Some(1 << 16), ..SocketOptions::default() };
+        let mut options = SocketOptions::default();
+        options.send_buffer_bytes = Some(1 << 16);
         let (_reader, mut writer) = net.connect(server, &options).await.unwrap().split();
         place.settle().await;
         let (_other, mut teller) = connect(&net, server).await.split();
