@@ -201,13 +201,13 @@ fn agree(link: &Link, sender: &Endpoint, receiver: &Endpoint) -> Result<()> {
     }
 }
 
-fn encode(endpoint: &Endpoint, peer_session: Option<SessionId>) -> Bytes {
+pub(super) fn encode(endpoint: &Endpoint, peer_session: Option<SessionId>) -> Bytes {
     let mut bytes = Vec::new();
     Hello { endpoint: endpoint.clone(), peer_session }.encode_into(&mut bytes);
     bytes.into()
 }
 
-fn decode(bytes: &[u8]) -> Result<Hello, DecodeError> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Hello, DecodeError> {
     let body = greeting_in(bytes)?.ok_or(DecodeError::Truncated)?;
     match bytes.len() - body.end {
         0 => Hello::decode(&bytes[body]),

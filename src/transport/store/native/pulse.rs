@@ -130,17 +130,14 @@ impl<'a, S: Store> Pulse<'a, S> {
                 Ok(None) => return self.gone("the store has lost what we had in it".into()),
                 Err(error) => return error,
             };
-            match beat.as_ref().and_then(|beat| beat.strip_prefix(&FAREWELL.to_le_bytes())) {
-                None => {}
-                Some([]) if !*self.waiting.lock() => {
-                    silence.excuse();
-                    continue;
-                }
-                Some([]) => {}
-                Some(reason) => {
-                    let reason = Text::from(String::from_utf8_lossy(reason).into_owned());
+            if let Some(reason) = beat.as_deref().and_then(farewell) {
+                if !reason.as_str().is_empty() {
                     let link = self.link.clone();
                     return Error::PeerAborted { link, reason: reason.as_str().into() };
+                }
+                if !*self.waiting.lock() {
+                    silence.excuse();
+                    continue;
                 }
             }
             if beat.is_some() && beat != last {
@@ -160,3 +157,11 @@ impl<'a, S: Store> Pulse<'a, S> {
 
 /// The beat of an end that says its last word next, or, with words behind it, says it hereby.
 const FAREWELL: u64 = u64::MAX;
+
+/// The words of a farewell, perhaps none, if `beat` is one.
+pub(super) fn farewell(beat: &[u8]) -> Option<Text> {
+    let words = beat.strip_prefix(&FAREWELL.to_le_bytes())?;
+    // Before they are copied: the store takes values far longer than any reason.
+    let words = &words[..words.len().min(Text::MAX_BYTES)];
+    Some(String::from_utf8_lossy(words).into_owned().into())
+}
