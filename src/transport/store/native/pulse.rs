@@ -33,14 +33,15 @@ pub(super) struct Pulse<'a, S> {
 }
 
 impl<'a, S: Store> Pulse<'a, S> {
-    pub(super) fn new(
+    /// The first beat, before anything else is said: as long as our key is there, so is the edge.
+    pub(super) async fn begin(
         store: &'a Patient<S>,
         link: &'a Link,
         [own_key, peer_key, run_key]: [String; 3],
         limit: Duration,
         peer_limit: Duration,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let pulse = Self {
             store,
             link,
             own_key,
@@ -52,12 +53,9 @@ impl<'a, S: Store> Pulse<'a, S> {
             waiting: Mutex::new(true),
             leaving: Notify::new(),
             left: Notify::new(),
-        }
-    }
-
-    /// The first beat, before anything else is said: as long as our key is there, so is the edge.
-    pub(super) async fn begin(&self) -> Result<()> {
-        self.beat(0).await
+        };
+        pulse.beat(0).await?;
+        Ok(pulse)
     }
 
     /// Our key.
