@@ -23,7 +23,7 @@ impl Conditions {
     #[must_use]
     pub fn drawn(draws: &Draws) -> Self {
         let least = draws.between(0..=2);
-        let latency = [least, least + draws.between(1..=20)].map(Duration::from_millis);
+        let latency = [least, least + draws.between(1..=8)].map(Duration::from_millis);
         let window_bytes = 1 << draws.between(12..=18);
         let part_bytes_max = draws.bytes(1024..=65_536);
         Self { window_bytes, part_bytes_max, latency, latency_tail: draws.one_in(4) }

@@ -73,9 +73,14 @@ impl Fabric {
 
     /// A host has lost its power, and its listeners with it.
     pub(super) fn drop_listeners(&mut self, host: IpAddr) {
-        let listeners = &mut self.listeners;
-        let gone = listeners.extract_if(.., |_, listener| listener.host == host);
-        let waiting: Vec<u64> = gone.flat_map(|(_, listener)| listener.waiting).collect();
+        let mut waiting = VecDeque::new();
+        self.listeners.retain(|_, listener| {
+            let stays = listener.host != host;
+            if !stays {
+                waiting.append(&mut listener.waiting);
+            }
+            stays
+        });
         for id in waiting {
             if let Some(connection) = self.connections.get_mut(&id) {
                 connection.is_dropped(End::Listener);

@@ -256,6 +256,28 @@ fn a_reset_that_is_lost_is_told_to_whoever_sends_again() {
 }
 
 #[test]
+fn data_that_nobody_takes_is_sent_until_the_reset_that_answers_it_comes_through() {
+    for seed in SEEDS {
+        let network = network(seed);
+        let faults = network.clone();
+        let serve = async |stream: SimStream| drop(stream);
+        let visit = async move |net| {
+            let (mut reader, mut writer) = connect(&net).await.split();
+            assert_eq!(reader.read(&mut [0; 8]).await.unwrap(), 0);
+            faults.block(SERVER, CLIENT);
+            writer.write_u8(1).await.unwrap();
+            sleep(LONG).await;
+            writer.write_u8(2).await.expect("the reset got lost");
+            faults.unblock(SERVER, CLIENT);
+            sleep(LONG).await;
+            let error = writer.write_u8(3).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        };
+        finish(&network, &mut simulation(&network, move |stream| serve(stream), visit));
+    }
+}
+
+#[test]
 fn a_cut_loses_what_is_under_way_and_leaves_what_has_arrived() {
     for_seeds(|network, net| async move {
         let (mut reader, mut writer) = connect(&net).await.split();
