@@ -139,6 +139,11 @@ impl Scenario {
         if self == Self::NoResume || self == Self::Chaos && draws.one_in(4) {
             settings.reconnect = Duration::ZERO;
         }
+        let pace = Pace::drawn(draws);
+        if pace == Pace::SlowReceiver {
+            // A close does not wait for ever for the peer's user; this one takes several long breaks.
+            settings.pipe.close_timeout = Duration::from_secs(30);
+        }
         let ranks = match self {
             Self::Ring | Self::Partitions | Self::StoreOutage => draws.bytes(2..=5),
             Self::Crashes | Self::Chaos => draws.bytes(2..=4),
@@ -169,7 +174,7 @@ impl Scenario {
                 large_items_max: if small { 1 } else { 2 },
             },
             tasks: [draws.bytes(1..=3), draws.bytes(1..=2)],
-            pace: Pace::drawn(draws),
+            pace,
             group: !matches!(self, Self::Calm | Self::Pair | Self::Vllm | Self::StoreWire) || draws.one_in(8),
             parts_together: false,
             endings,

@@ -139,6 +139,12 @@ impl Edge {
     pub(super) fn judge(&self, tell: &mut dyn FnMut(String, Violation)) {
         for (number, received) in self.receivers.iter().enumerate() {
             let name = format!("receiver {number}");
+            if let Some(ReceiverEnd::Saw(end)) = &received.end
+                && (received.delivered.len() as u64) < received.received
+            {
+                let (delivered, received) = (received.delivered.len(), received.received);
+                tell(name.clone(), Violation::EndOvertook { end: end.to_string(), delivered, received });
+            }
             let sender = received.sender.map(|sender| &self.senders[sender]);
             if let (Some(ReceiverEnd::Saw(Error::Closed)), Some(sent)) = (&received.end, sender) {
                 let (delivered, accepted) = (received.delivered.len(), sent.accepted.len());

@@ -50,6 +50,16 @@ pub enum Violation {
         /// Items accepted.
         accepted: usize,
     },
+    /// The receiver was told of the end before it had taken what had arrived.
+    #[error("the receiver saw the end ({end}) after {delivered} of {received} items that had arrived")]
+    EndOvertook {
+        /// What it saw.
+        end: String,
+        /// Items delivered.
+        delivered: usize,
+        /// Items that the receiving pipe had.
+        received: u64,
+    },
     /// The receiver saw a graceful end that its sender did not make.
     #[error("the receiver saw the end, and the sender had not finished")]
     EndInvented,

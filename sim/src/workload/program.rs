@@ -247,8 +247,7 @@ async fn receive_some(end: Rc<ReceivingEnd>, plan: Plan, task: usize) -> Result<
         }
         match pace {
             Pace::SlowReceiver if draws.one_in(16) => {
-                // A close does not wait for ever for the peer's user.
-                let long = (settings.heartbeat * 2).min(settings.pipe.close_timeout / 2).as_millis() as u64;
+                let long = settings.heartbeat.as_millis() as u64 * 2;
                 tokio::time::sleep(Duration::from_millis(draws.between(1..=long))).await;
             }
             _ => dawdle(&draws).await,

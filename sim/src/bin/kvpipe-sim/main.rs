@@ -10,7 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kvpipe_sim::runner::{Batch, Summary, attempt, shrink};
+use kvpipe_sim::runner::{Batch, Shrunk, Summary, attempt, shrink};
 use kvpipe_sim::scenario::Case;
 
 use crate::args::{Command, USAGE};
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::Replay { case, trace }) => replay(&case, trace),
-        Ok(Command::Batch(batch)) => run(&batch),
+        Ok(Command::Batch { batch, as_is }) => run(&batch, as_is),
         Err(wrong) => {
             eprintln!("{wrong}\n\n{USAGE}");
             ExitCode::from(2)
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(batch: &Batch) -> ExitCode {
+fn run(batch: &Batch, as_is: bool) -> ExitCode {
     let mut progress = Progress::new();
     let summary = batch.run(|summary| progress.show(summary));
     progress.clear();
@@ -46,10 +46,16 @@ fn run(batch: &Batch) -> ExitCode {
     };
     println!("after {seeds} seeds FAILED: {case}");
     violations.iter().for_each(|violation| println!("  {violation}"));
-    let shrunk = shrink(case);
-    println!("\nmade smaller in {} runs: {}", shrunk.runs, shrunk.case);
-    show(&shrunk.case, false);
-    println!("\nrun it again: cargo run --release --manifest-path sim/Cargo.toml -- {} --trace", shrunk.case);
+    let case = match as_is {
+        true => case.clone(),
+        false => {
+            let Shrunk { case, runs } = shrink(case);
+            println!("\nmade smaller in {runs} runs: {case}");
+            case
+        }
+    };
+    show(&case, false);
+    println!("\nrun it again: cargo run --release --manifest-path sim/Cargo.toml -- {case} --trace");
     ExitCode::FAILURE
 }
 

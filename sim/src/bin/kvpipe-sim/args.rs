@@ -7,11 +7,11 @@ use kvpipe_sim::runner::Batch;
 use kvpipe_sim::scenario::{Case, Scenario};
 
 pub(crate) const USAGE: &str = "\
-usage: kvpipe-sim --seeds N [--start S] [--scenario NAME] [--time-limit SECONDS] [--threads N]
+usage: kvpipe-sim --seeds N [--start S] [--scenario NAME] [--time-limit SECONDS] [--threads N] [--as-is]
        kvpipe-sim --seed N [--scenario NAME] [--faults none|I,J,...] [--items N] [--trace]
 
 The first runs N seeds, of the standard mix or of one scenario, and stops at the first that breaks a
-promise; what failed is made smaller, and printed with its last events. The second runs one world
+promise; what failed is made smaller (but with --as-is), and printed with its last events. The second runs one world
 again, with all its faults or some of them, and with --trace prints all that happens.
 
 scenarios: calm, pair, no-resume, ring, partitions, crashes, store-outage, store-wire,
@@ -19,7 +19,7 @@ scenarios: calm, pair, no-resume, ring, partitions, crashes, store-outage, store
 
 pub(crate) enum Command {
     Help,
-    Batch(Batch),
+    Batch { batch: Batch, as_is: bool },
     Replay { case: Case, trace: bool },
 }
 
@@ -34,6 +34,7 @@ struct Flags {
     faults: Option<BTreeSet<usize>>,
     items: Option<usize>,
     trace: bool,
+    as_is: bool,
 }
 
 pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Command, String> {
@@ -52,6 +53,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Command, Strin
             "--scenario" => flags.scenario = Some(scenario(&value()?)?),
             "--faults" => flags.faults = Some(faults(&value()?)?),
             "--trace" => flags.trace = true,
+            "--as-is" => flags.as_is = true,
             other => return Err(format!("{other}: what is that?")),
         }
     }
@@ -60,7 +62,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Command, Strin
 
 impl Flags {
     fn command(self) -> Result<Command, String> {
-        let Self { seeds, start, time_limit, threads, seed, scenario, faults, items, trace } = self;
+        let Self { seeds, start, time_limit, threads, seed, scenario, faults, items, trace, as_is } = self;
         match (seeds, seed) {
             (Some(seeds), None) if faults.is_none() && items.is_none() && !trace => {
                 let start = start.unwrap_or(0);
@@ -69,9 +71,10 @@ impl Flags {
                 let threads = threads.unwrap_or_else(|| {
                     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
                 });
-                Ok(Command::Batch(Batch { seeds: start..end, scenario, time_limit, threads }))
+                let batch = Batch { seeds: start..end, scenario, time_limit, threads };
+                Ok(Command::Batch { batch, as_is })
             }
-            (None, Some(seed)) if start.is_none() && time_limit.is_none() && threads.is_none() => {
+            (None, Some(seed)) if start.is_none() && time_limit.is_none() && threads.is_none() && !as_is => {
                 let scenario = scenario.unwrap_or_else(|| Scenario::of_seed(seed));
                 Ok(Command::Replay { case: Case { scenario, seed, faults, items }, trace })
             }
