@@ -47,6 +47,13 @@ pub struct EndId {
     number: usize,
 }
 
+impl EndId {
+    /// The rank that sends.
+    pub(crate) fn from(&self) -> usize {
+        self.edge.from
+    }
+}
+
 impl std::fmt::Display for EndId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, {} of rank {}", self.edge.pipe, self.number, self.edge.from)
@@ -173,6 +180,18 @@ impl Oracle {
     #[must_use]
     pub fn accepted_items(&self, end: &EndId) -> usize {
         self.edges.get(&end.edge).map_or(0, |edge| edge.senders[end.number].accepted.len())
+    }
+
+    /// Whether a receiver has got items, and expects more.
+    #[must_use]
+    pub fn expects_more(&self, receiver: &EndId) -> bool {
+        self.edges.get(&receiver.edge).is_some_and(|edge| edge.expects_more(receiver.number))
+    }
+
+    /// Whether the items of a sender get through, and its user has not finished.
+    #[must_use]
+    pub fn has_more(&self, sender: &EndId) -> bool {
+        self.edges.get(&sender.edge).is_some_and(|edge| edge.has_more(sender.number))
     }
 
     /// A flush succeeded that began when so many items were accepted.

@@ -128,6 +128,17 @@ impl Edge {
         Ok(())
     }
 
+    pub(super) fn expects_more(&self, receiver: usize) -> bool {
+        let Received { end, sender, received, .. } = &self.receivers[receiver];
+        let more_to_come = sender.is_some_and(|sender| !self.senders[sender].finishing);
+        end.is_none() && *received > 0 && more_to_come
+    }
+
+    pub(super) fn has_more(&self, sender: usize) -> bool {
+        let Sent { end, finishing, .. } = &self.senders[sender];
+        end.is_none() && !finishing && self.receivers.iter().any(|receiver| receiver.sender == Some(sender))
+    }
+
     pub(super) fn flushed(&self, number: usize, accepted: usize) -> Result<(), Violation> {
         let received = self.received_of(number);
         match received < accepted as u64 {

@@ -157,6 +157,14 @@ pub enum Violation {
         /// How long it took.
         after: Duration,
     },
+    /// A peer is dead, and an end does not know it.
+    #[error("rank {peer} died {after:?} ago, and this end does not know")]
+    DeathUnnoticed {
+        /// Who died.
+        peer: usize,
+        /// Simulated time.
+        after: Duration,
+    },
     /// Something waits for ever.
     #[error("it still waits {after:?} after the world was healed: {what}")]
     NoEnd {

@@ -187,6 +187,9 @@ impl Injector {
             let mut state = shared.lock();
             let life = state.lives.entry(rank).or_default();
             *life = Life { running: false, ..life.clone() };
+            if self.faults[number].fault.is_for_good() {
+                state.dead.insert(rank, sim.elapsed());
+            }
         }
     }
 

@@ -92,6 +92,7 @@ pub struct World {
     patience: Duration,
     expectations: Expectations,
     leaves_no_keys: bool,
+    deaths_known_within: Option<Duration>,
 }
 
 /// What the hosts of a world and its checks share.
@@ -109,6 +110,8 @@ pub(crate) struct State {
     pub(crate) calls: u64,
     pub(crate) lives: BTreeMap<usize, Life>,
     pub(crate) jumps: BTreeMap<Place, Jumps>,
+    /// Who was killed for good, and when.
+    pub(crate) dead: BTreeMap<usize, Duration>,
     /// Who has come to which barrier.
     pub(crate) meetings: BTreeMap<&'static str, BTreeSet<usize>>,
     store: Weak<TcpStoreServer>,
@@ -152,6 +155,7 @@ impl World {
             patience: PATIENCE,
             expectations: Expectations::default(),
             leaves_no_keys: false,
+            deaths_known_within: None,
         }
     }
 
@@ -183,6 +187,13 @@ impl World {
     #[must_use]
     pub fn leaves_no_keys(self, required: bool) -> Self {
         Self { leaves_no_keys: required, ..self }
+    }
+
+    /// How long an end that [`Rank::open`] gave may take to notice that its peer died for good. By default
+    /// as long as anything may take.
+    #[must_use]
+    pub fn deaths_known_within(self, limit: Duration) -> Self {
+        Self { deaths_known_within: Some(limit), ..self }
     }
 
     /// Runs `software` on every rank, from the beginning again on each that restarts. The same seed,
@@ -279,6 +290,9 @@ impl World {
             }
             let mut state = shared.lock();
             state.look();
+            if let Some(limit) = self.deaths_known_within {
+                state.look_for_ignorance(now, limit, self.ranks);
+            }
             if !state.oracle.is_content() {
                 return now;
             }
@@ -345,6 +359,24 @@ impl State {
         }
         for (end, sender) in &self.senders {
             self.oracle.sees_sender(end, (&sender.stats()).into());
+        }
+    }
+
+    /// At ends whose peer has been dead for longer than that.
+    fn look_for_ignorance(&mut self, now: Duration, limit: Duration, world_size: usize) {
+        for (&peer, &died) in self.dead.iter().filter(|(_, died)| now > **died + limit) {
+            let after = now - died;
+            let receivers = self.receivers.iter().filter(|(end, receiver)| {
+                end.from() == peer && receiver.failure().is_none() && self.oracle.expects_more(end)
+            });
+            let senders = self.senders.iter().filter(|(end, sender)| {
+                let to = (end.from() + 1) % world_size;
+                to == peer && sender.failure().is_none() && self.oracle.has_more(end)
+            });
+            let ends: Vec<_> = receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
+            for end in ends {
+                self.oracle.finds(end, Violation::DeathUnnoticed { peer, after });
+            }
         }
     }
 
