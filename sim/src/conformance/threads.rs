@@ -5,8 +5,8 @@ use std::thread;
 use kvpipe::{Error, Pipe, PipeConfig};
 use tokio::runtime::Runtime;
 
-use crate::backend::Backend;
-use crate::support::{number, numbered, room};
+use super::Backend;
+use super::support::{number, numbered, room};
 
 /// Both ends, each driven by a thread of its own. Only setting up the transport may need `runtime`.
 fn pipes<B: Backend>(backend: &B, runtime: &Runtime, config: PipeConfig) -> (Pipe, Pipe) {
@@ -14,10 +14,7 @@ fn pipes<B: Backend>(backend: &B, runtime: &Runtime, config: PipeConfig) -> (Pip
     (Pipe::spawn(left, config.clone()).unwrap(), Pipe::spawn(right, config).unwrap())
 }
 
-pub(crate) fn plain_threads_send_receive_and_close_without_a_runtime<B: Backend>(
-    backend: B,
-    runtime: &Runtime,
-) {
+pub fn plain_threads_send_receive_and_close_without_a_runtime<B: Backend>(backend: B, runtime: &Runtime) {
     let (left, right) = pipes(&backend, runtime, room(1_000));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -37,7 +34,7 @@ pub(crate) fn plain_threads_send_receive_and_close_without_a_runtime<B: Backend>
     });
 }
 
-pub(crate) fn many_threads_send_and_receive_on_one_pipe<B: Backend>(backend: B, runtime: &Runtime) {
+pub fn many_threads_send_and_receive_on_one_pipe<B: Backend>(backend: B, runtime: &Runtime) {
     const THREADS: u64 = 4;
     const ITEMS_EACH: u64 = 100;
     let (left, right) = pipes(&backend, runtime, room(1_000));

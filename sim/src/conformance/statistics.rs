@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use kvpipe::PipeConfig;
 
-use crate::backend::Backend;
-use crate::support::{edge, numbered, pipes, room, saturate};
+use super::Backend;
+use super::support::{edge, numbered, pipes, room, saturate};
 
-pub(crate) async fn totals_count_what_was_delivered_and_taken<B: Backend>(backend: B) {
+pub async fn totals_count_what_was_delivered_and_taken<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     for item in [numbered(0, 100), None, numbered(1, 23)] {
         left.send(item).await.unwrap();
@@ -24,7 +24,7 @@ pub(crate) async fn totals_count_what_was_delivered_and_taken<B: Backend>(backen
     assert_eq!(right.stats().send.unwrap().delivered_items, 0);
 }
 
-pub(crate) async fn gauges_show_what_waits_where<B: Backend>(backend: B) {
+pub async fn gauges_show_what_waits_where<B: Backend>(backend: B) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -40,7 +40,7 @@ pub(crate) async fn gauges_show_what_waits_where<B: Backend>(backend: B) {
     assert_eq!(sent.delivered_items, received.queued_items as u64);
 }
 
-pub(crate) async fn waiting_is_counted_as_time_blocked<B: Backend>(backend: B) {
+pub async fn waiting_is_counted_as_time_blocked<B: Backend>(backend: B) {
     const WAIT: Duration = Duration::from_millis(20);
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;

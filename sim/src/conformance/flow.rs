@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use kvpipe::{Error, PipeConfig};
 
-use crate::backend::Backend;
-use crate::support::{drain_numbers, edge, eventually, number, numbered, peek, poll_once, room, saturate};
+use super::Backend;
+use super::support::{drain_numbers, edge, eventually, number, numbered, peek, poll_once, room, saturate};
 
 /// Long enough to be a wait, short enough to be given up often.
 const MOMENT: Duration = Duration::from_millis(10);
 
-pub(crate) async fn held_bytes_never_exceed_the_budget_at_either_end<B: Backend>(backend: B) {
+pub async fn held_bytes_never_exceed_the_budget_at_either_end<B: Backend>(backend: B) {
     const BUDGET: usize = 10_000;
     let config = PipeConfig { budget_bytes: BUDGET, window_bytes: 7_000, ..PipeConfig::default() };
     let (sender, receiver) = edge(&backend, config).await;
@@ -37,7 +37,7 @@ pub(crate) async fn held_bytes_never_exceed_the_budget_at_either_end<B: Backend>
     assert!((3_500..=7_000).contains(&received.held_bytes_max), "{}", received.held_bytes_max);
 }
 
-pub(crate) async fn held_items_never_exceed_their_limit<B: Backend>(backend: B) {
+pub async fn held_items_never_exceed_their_limit<B: Backend>(backend: B) {
     let config = PipeConfig { max_items: 3, ..PipeConfig::default() };
     let (sender, receiver) = edge(&backend, config).await;
     // Three in the inbox, three in the outbox, whatever their size.
@@ -50,7 +50,7 @@ pub(crate) async fn held_items_never_exceed_their_limit<B: Backend>(backend: B) 
     sender.send(None).await.unwrap();
 }
 
-pub(crate) async fn a_sender_waits_for_a_receiver_that_does_not_take<B: Backend>(backend: B) {
+pub async fn a_sender_waits_for_a_receiver_that_does_not_take<B: Backend>(backend: B) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -62,7 +62,7 @@ pub(crate) async fn a_sender_waits_for_a_receiver_that_does_not_take<B: Backend>
     assert_eq!(waiting.await.unwrap(), accepted);
 }
 
-pub(crate) async fn try_send_is_full_without_room_and_takes_again_with_it<B: Backend>(backend: B) {
+pub async fn try_send_is_full_without_room_and_takes_again_with_it<B: Backend>(backend: B) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -76,7 +76,7 @@ pub(crate) async fn try_send_is_full_without_room_and_takes_again_with_it<B: Bac
     assert_eq!(sender.try_send(numbered(99, 1_000)).unwrap(), accepted + 1);
 }
 
-pub(crate) async fn send_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
+pub async fn send_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -91,7 +91,7 @@ pub(crate) async fn send_timeout_gives_up_and_loses_nothing<B: Backend>(backend:
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn recv_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
+pub async fn recv_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let late = receiver.recv_timeout(MOMENT).await.unwrap_err();
     assert!(matches!(late, Error::Timeout { after: MOMENT, .. }), "{late}");
@@ -101,7 +101,7 @@ pub(crate) async fn recv_timeout_gives_up_and_loses_nothing<B: Backend>(backend:
     assert!(matches!(empty, Error::Empty), "{empty}");
 }
 
-pub(crate) async fn flush_means_delivered<B: Backend>(backend: B) {
+pub async fn flush_means_delivered<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.flush().await.unwrap();
     for sequence in 0..20 {
@@ -112,7 +112,7 @@ pub(crate) async fn flush_means_delivered<B: Backend>(backend: B) {
     assert_eq!(receiver.stats().receive.unwrap().queued_items, 20);
 }
 
-pub(crate) async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(backend: B) {
+pub async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let permit = sender.reserve(1_000).await.unwrap();
     assert!(matches!(sender.try_send(numbered(9, 8)), Err(Error::Full)));
@@ -122,7 +122,7 @@ pub(crate) async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(
     assert_eq!(number(&receiver.recv().await.unwrap()), 0);
 }
 
-pub(crate) async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back<B: Backend>(backend: B) {
+pub async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     // It fills the inbox, so that what follows is not delivered and keeps its room.
     sender.send(numbered(0, 1_000)).await.unwrap();
@@ -144,7 +144,7 @@ pub(crate) async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_b
 }
 
 /// Waits that are dropped after a single poll take nothing, or what they report.
-pub(crate) async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
+pub async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
     const ITEMS: u64 = 500;
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = tokio::spawn(async move {
@@ -166,7 +166,7 @@ pub(crate) async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
     sending.await.unwrap().unwrap();
 }
 
-pub(crate) async fn a_cancelled_reserve_gives_up_its_place_only<B: Backend>(backend: B) {
+pub async fn a_cancelled_reserve_gives_up_its_place_only<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let held = sender.reserve(600).await.unwrap();
     {
@@ -182,7 +182,7 @@ pub(crate) async fn a_cancelled_reserve_gives_up_its_place_only<B: Backend>(back
     assert_eq!(number(&receiver.recv().await.unwrap()), 1);
 }
 
-pub(crate) async fn a_cancelled_send_leaves_no_gap<B: Backend>(backend: B) {
+pub async fn a_cancelled_send_leaves_no_gap<B: Backend>(backend: B) {
     const ITEMS: u64 = 500;
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = tokio::spawn(async move {

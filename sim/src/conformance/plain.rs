@@ -2,8 +2,8 @@
 
 use kvpipe::{DType, Error, Item, Pipe, PipeConfig, Shape, Tensor};
 
-use crate::backend::Backend;
-use crate::support::{edge, number, numbered, pipes, poll_once, room};
+use super::Backend;
+use super::support::{edge, number, numbered, pipes, poll_once, room};
 
 /// Takes so many items.
 async fn take(pipe: &Pipe, count: usize) -> Vec<Item> {
@@ -14,9 +14,7 @@ async fn take(pipe: &Pipe, count: usize) -> Vec<Item> {
     items
 }
 
-pub(crate) async fn a_known_number_of_items_arrives_in_order_with_nones_in_their_places<B: Backend>(
-    backend: B,
-) {
+pub async fn a_known_number_of_items_arrives_in_order_with_nones_in_their_places<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sent: Vec<Item> =
         (0..600).map(|sequence| if sequence % 3 == 0 { None } else { numbered(sequence, 8) }).collect();
@@ -28,7 +26,7 @@ pub(crate) async fn a_known_number_of_items_arrives_in_order_with_nones_in_their
     assert!(poll_once(receiver.recv()).await.is_none(), "there is no item too many");
 }
 
-pub(crate) async fn large_and_small_payloads_arrive_whole<B: Backend>(backend: B) {
+pub async fn large_and_small_payloads_arrive_whole<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sizes = [8, 255, 256, 4096, (64 << 10) - 1, 64 << 10, (1 << 20) + 3, 9 << 20, 33 << 20];
     for (sequence, bytes) in (0..).zip(sizes) {
@@ -38,7 +36,7 @@ pub(crate) async fn large_and_small_payloads_arrive_whole<B: Backend>(backend: B
     }
 }
 
-pub(crate) async fn whatever_dtype_and_shape_is_accepted_survives<B: Backend>(backend: B) {
+pub async fn whatever_dtype_and_shape_is_accepted_survives<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let shapes: [&[usize]; 5] = [&[], &[0], &[2, 3], &[5, 0, 7], &[2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3]];
     let mut accepted = 0;
@@ -61,7 +59,7 @@ pub(crate) async fn whatever_dtype_and_shape_is_accepted_survives<B: Backend>(ba
     assert!(accepted >= 12 * shapes.len(), "only {accepted} items were accepted");
 }
 
-pub(crate) async fn both_directions_carry_a_known_number_of_items_at_once<B: Backend>(backend: B) {
+pub async fn both_directions_carry_a_known_number_of_items_at_once<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, room(4_000)).await;
     let send = async |pipe: &Pipe, first: u64| {
         for sequence in first..first + 50 {
@@ -76,7 +74,7 @@ pub(crate) async fn both_directions_carry_a_known_number_of_items_at_once<B: Bac
 }
 
 /// vLLM's pipe has one thread for both directions: a rank that waits for an item can't send one.
-pub(crate) async fn two_ends_that_both_receive_first_still_get_what_is_sent_then<B: Backend>(backend: B) {
+pub async fn two_ends_that_both_receive_first_still_get_what_is_sent_then<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     let receive_first = async |pipe: &Pipe, own: u64| {
         let (received, sent) = tokio::join!(pipe.recv(), pipe.send(numbered(own, 8)));
@@ -86,7 +84,7 @@ pub(crate) async fn two_ends_that_both_receive_first_still_get_what_is_sent_then
     assert_eq!(tokio::join!(receive_first(&left, 1), receive_first(&right, 2)), (2, 1));
 }
 
-pub(crate) async fn a_close_returns_once_everything_is_out_of_our_hands<B: Backend>(backend: B) {
+pub async fn a_close_returns_once_everything_is_out_of_our_hands<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     for sequence in 0..10 {
         sender.send(numbered(sequence, 100)).await.unwrap();

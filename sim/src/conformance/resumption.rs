@@ -2,10 +2,10 @@
 
 use kvpipe::{PipeConfig, Result};
 
-use crate::backend::Backend;
-use crate::support::{drain_numbers, numbered, receiving, sending};
+use super::Backend;
+use super::support::{drain_numbers, numbered, receiving, sending};
 
-pub(crate) async fn connections_that_break_lose_and_double_nothing<B: Backend>(backend: B) {
+pub async fn connections_that_break_lose_and_double_nothing<B: Backend>(backend: B) {
     let Some((outgoing, incoming, _wire)) = backend.breaking_edge().await else {
         panic!("a wire that declares that it resumes must have a way to break");
     };

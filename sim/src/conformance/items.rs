@@ -2,13 +2,13 @@
 
 use kvpipe::{DType, Error, PipeConfig, Shape, Tensor};
 
-use crate::backend::Backend;
-use crate::support::{drain, drain_numbers, edge, number, numbered, pipes, receiving, room, sending, tensor};
+use super::Backend;
+use super::support::{drain, drain_numbers, edge, number, numbered, pipes, receiving, room, sending, tensor};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-pub(crate) async fn items_arrive_in_order_with_their_contents<B: Backend>(backend: B) {
+pub async fn items_arrive_in_order_with_their_contents<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     for sequence in 0..100 {
         assert_eq!(left.send(tensor(1000, sequence)).await.unwrap(), sequence);
@@ -18,7 +18,7 @@ pub(crate) async fn items_arrive_in_order_with_their_contents<B: Backend>(backen
     }
 }
 
-pub(crate) async fn none_keeps_its_place_between_tensors<B: Backend>(backend: B) {
+pub async fn none_keeps_its_place_between_tensors<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sent = [None, tensor(8, 1), None, None, tensor(8, 2), tensor(0, 3), None];
     for item in &sent {
@@ -30,7 +30,7 @@ pub(crate) async fn none_keeps_its_place_between_tensors<B: Backend>(backend: B)
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn every_size_from_nothing_to_64_mib_arrives_whole<B: Backend>(backend: B) {
+pub async fn every_size_from_nothing_to_64_mib_arrives_whole<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sizes = [
         0,
@@ -57,7 +57,7 @@ pub(crate) async fn every_size_from_nothing_to_64_mib_arrives_whole<B: Backend>(
     }
 }
 
-pub(crate) async fn dtype_and_shape_survive<B: Backend>(backend: B) {
+pub async fn dtype_and_shape_survive<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let shapes: [&[usize]; 5] = [&[], &[0], &[2, 3], &[5, 0, 7], &[2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3]];
     let mut sent = 0;
@@ -74,7 +74,7 @@ pub(crate) async fn dtype_and_shape_survive<B: Backend>(backend: B) {
     assert_eq!(receiver.stats().receive.unwrap().taken_items, sent);
 }
 
-pub(crate) async fn thousands_of_tiny_items_arrive<B: Backend>(backend: B) {
+pub async fn thousands_of_tiny_items_arrive<B: Backend>(backend: B) {
     const ITEMS: u64 = 10_000;
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sending = tokio::spawn(async move {
@@ -94,7 +94,7 @@ pub(crate) async fn thousands_of_tiny_items_arrive<B: Backend>(backend: B) {
     sending.await.unwrap().unwrap();
 }
 
-pub(crate) async fn an_item_larger_than_budget_and_window_goes_alone_and_arrives<B: Backend>(backend: B) {
+pub async fn an_item_larger_than_budget_and_window_goes_alone_and_arrives<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(64 * KIB)).await;
     let sent = [tensor(KIB, 0), tensor(MIB, 1), tensor(KIB, 2), tensor(2 * MIB, 3), tensor(KIB, 4)];
     let sending = {
@@ -115,9 +115,7 @@ pub(crate) async fn an_item_larger_than_budget_and_window_goes_alone_and_arrives
     assert_eq!(receiver.stats().receive.unwrap().held_bytes_max, 2 * MIB);
 }
 
-pub(crate) async fn an_item_over_the_limit_is_refused_by_the_sender_and_harms_nothing<B: Backend>(
-    backend: B,
-) {
+pub async fn an_item_over_the_limit_is_refused_by_the_sender_and_harms_nothing<B: Backend>(backend: B) {
     let config = PipeConfig { max_item_bytes: 1000, ..PipeConfig::default() };
     let (sender, receiver) = edge(&backend, config).await;
     let refused = |result| {
@@ -134,7 +132,7 @@ pub(crate) async fn an_item_over_the_limit_is_refused_by_the_sender_and_harms_no
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn item_limits_that_differ_are_found_out_before_an_item_arrives<B: Backend>(backend: B) {
+pub async fn item_limits_that_differ_are_found_out_before_an_item_arrives<B: Backend>(backend: B) {
     let (outgoing, incoming) = backend.edge().await;
     let limit = |max_item_bytes| PipeConfig { max_item_bytes, ..PipeConfig::default() };
     let (sender, _) = sending(outgoing, limit(1001));

@@ -12,13 +12,13 @@ use std::task::Poll;
 use kvpipe::transport::Transport;
 use kvpipe::{Error, Pipe, PipeConfig};
 
-use crate::backend::{Backend, HEARTBEAT};
-use crate::support::{drain_numbers, edge, numbered, peek, room, saturate};
+use super::support::{drain_numbers, edge, numbered, peek, room, saturate};
+use super::{Backend, HEARTBEAT};
 
 /// How many heartbeat limits go by.
 const LIMITS: u32 = 6;
 
-pub(crate) async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead<B: Backend>(backend: B) {
+pub async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead<B: Backend>(backend: B) {
     let Some(backend) = impatient(backend) else { return };
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
@@ -37,7 +37,7 @@ pub(crate) async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead<B: 
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead<B: Backend>(backend: B) {
+pub async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead<B: Backend>(backend: B) {
     const LARGE: usize = 32 << 20;
     let Some(backend) = impatient(backend) else { return };
     let (sender, receiver) = edge(&backend, room(1_000)).await;
@@ -52,7 +52,7 @@ pub(crate) async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead<B:
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn a_long_idle_pipe_still_takes_a_burst<B: Backend>(backend: B) {
+pub async fn a_long_idle_pipe_still_takes_a_burst<B: Backend>(backend: B) {
     const BURST: u64 = 500;
     let Some(backend) = impatient(backend) else { return };
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
@@ -69,7 +69,7 @@ pub(crate) async fn a_long_idle_pipe_still_takes_a_burst<B: Backend>(backend: B)
 }
 
 /// Frozen, not ended: its sockets stay open, as those of a stopped process do.
-pub(crate) async fn a_frozen_peer_is_found_out_by_both_directions<B: Backend>(backend: B) {
+pub async fn a_frozen_peer_is_found_out_by_both_directions<B: Backend>(backend: B) {
     let Some(backend) = impatient(backend) else { return };
     let (left, right) = backend.pair().await;
     let left = Pipe::spawn(left, PipeConfig::default()).unwrap();

@@ -2,10 +2,10 @@
 
 use kvpipe::{Error, Pipe, PipeConfig};
 
-use crate::backend::Backend;
-use crate::support::{assert_accounted, drain_numbers, edge, numbered, pipes, room, saturate};
+use super::Backend;
+use super::support::{assert_accounted, drain_numbers, edge, numbered, pipes, room, saturate};
 
-pub(crate) async fn close_delivers_everything_and_the_receiver_sees_closed_last<B: Backend>(backend: B) {
+pub async fn close_delivers_everything_and_the_receiver_sees_closed_last<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let receiving = tokio::spawn(async move { drain_numbers(&receiver).await });
     for sequence in 0..50 {
@@ -18,7 +18,7 @@ pub(crate) async fn close_delivers_everything_and_the_receiver_sees_closed_last<
     assert!(end.is_closed(), "{end}");
 }
 
-pub(crate) async fn close_twice_and_from_two_tasks_is_one_close<B: Backend>(backend: B) {
+pub async fn close_twice_and_from_two_tasks_is_one_close<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     let (first, second, received) = tokio::join!(sender.close(), sender.close(), drain_numbers(&receiver));
@@ -29,7 +29,7 @@ pub(crate) async fn close_twice_and_from_two_tasks_is_one_close<B: Backend>(back
     assert!(receiver.recv().await.unwrap_err().is_closed(), "the end stays the end");
 }
 
-pub(crate) async fn a_closed_pipe_refuses_further_items<B: Backend>(backend: B) {
+pub async fn a_closed_pipe_refuses_further_items<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let permit = sender.reserve(8).await.unwrap();
     sender.sender().unwrap().finish();
@@ -40,7 +40,7 @@ pub(crate) async fn a_closed_pipe_refuses_further_items<B: Backend>(backend: B) 
     sender.close().await.unwrap();
 }
 
-pub(crate) async fn finish_ends_one_direction_only<B: Backend>(backend: B) {
+pub async fn finish_ends_one_direction_only<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     left.sender().unwrap().finish();
@@ -57,7 +57,7 @@ pub(crate) async fn finish_ends_one_direction_only<B: Backend>(backend: B) {
     right.close().await.unwrap();
 }
 
-pub(crate) async fn a_receiver_that_took_everything_and_left_has_lost_nothing<B: Backend>(backend: B) {
+pub async fn a_receiver_that_took_everything_and_left_has_lost_nothing<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     receiver.recv().await.unwrap();
@@ -65,9 +65,7 @@ pub(crate) async fn a_receiver_that_took_everything_and_left_has_lost_nothing<B:
     sender.close().await.unwrap();
 }
 
-pub(crate) async fn closing_against_a_peer_still_sending_tells_it_how_many_were_taken<B: Backend>(
-    backend: B,
-) {
+pub async fn closing_against_a_peer_still_sending_tells_it_how_many_were_taken<B: Backend>(backend: B) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let mut accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -98,7 +96,7 @@ pub(crate) async fn closing_against_a_peer_still_sending_tells_it_how_many_were_
     assert!(receiver.recv().await.unwrap_err().is_closed());
 }
 
-pub(crate) async fn both_close_at_once<B: Backend>(backend: B) {
+pub async fn both_close_at_once<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     right.send(numbered(0, 8)).await.unwrap();
@@ -109,7 +107,7 @@ pub(crate) async fn both_close_at_once<B: Backend>(backend: B) {
     right.unwrap();
 }
 
-pub(crate) async fn both_close_at_once_with_full_inboxes<B: Backend>(backend: B) {
+pub async fn both_close_at_once_with_full_inboxes<B: Backend>(backend: B) {
     let config = room(4_000);
     let (left, right) = pipes(&backend, config.clone()).await;
     let accepted = saturate(&left, &right, &config, 1_000).await;
@@ -122,7 +120,7 @@ pub(crate) async fn both_close_at_once_with_full_inboxes<B: Backend>(backend: B)
     }
 }
 
-pub(crate) async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(backend: B) {
+pub async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     sender.flush().await.unwrap();
@@ -134,7 +132,7 @@ pub(crate) async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(bac
     assert!(end.to_string().contains("dropped without a close"), "{end}");
 }
 
-pub(crate) async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(backend: B) {
+pub async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     sender.flush().await.unwrap();
@@ -148,7 +146,7 @@ pub(crate) async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(ba
     assert_accounted(&sender, 1, 1);
 }
 
-pub(crate) async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backend>(backend: B) {
+pub async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backend>(backend: B) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     for sequence in 0..3 {
         sender.send(numbered(sequence, 8)).await.unwrap();
@@ -159,7 +157,7 @@ pub(crate) async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backe
     assert!(matches!(end, Error::ReceiverClosed { taken: 1, .. }), "{end}");
 }
 
-pub(crate) async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Backend>(backend: B) {
+pub async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Backend>(backend: B) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     right.recv().await.unwrap();
@@ -176,7 +174,7 @@ pub(crate) async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Ba
 }
 
 /// The peer comes later, and still learns that it came too late.
-pub(crate) async fn a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer<B: Backend>(
+pub async fn a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer<B: Backend>(
     backend: B,
 ) {
     let (left, right) = backend.pair().await;
