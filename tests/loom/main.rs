@@ -6,6 +6,7 @@
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a test binary")]
 
+mod pairs;
 mod pipe;
 mod queue;
 mod support;

@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 
@@ -12,16 +13,40 @@ use kvpipe::{DType, Item, Link, PipeConfig, Result, Shape, Tensor};
 /// Explores every interleaving of `model` with at most `preemptions` preemptions, and prints how
 /// many there were.
 pub(crate) fn explore(name: &str, preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let executions = std::sync::Arc::new(AtomicUsize::new(0));
-    let counted = std::sync::Arc::clone(&executions);
+    let executions = executions(name, Some(preemptions), model);
+    println!("{name}: {executions} executions at bound {preemptions}");
+}
+
+/// Explores every interleaving of `model` within the bound, if there is one, and counts them.
+pub(crate) fn executions(
+    name: &str,
+    preemptions: Option<usize>,
+    model: impl Fn() + Send + Sync + 'static,
+) -> usize {
+    let executions = Executions { name: name.to_owned(), begun: Arc::default() };
+    let begun = Arc::clone(&executions.begun);
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
+    builder.preemption_bound = preemptions;
     builder.max_branches = 20_000;
     builder.check(move || {
-        counted.fetch_add(1, Ordering::Relaxed);
+        begun.fetch_add(1, Ordering::Relaxed);
         model();
     });
-    println!("{name}: {} executions at bound {preemptions}", executions.load(Ordering::Relaxed));
+    executions.begun.load(Ordering::Relaxed)
+}
+
+/// Says at which execution a model has failed.
+struct Executions {
+    name: String,
+    begun: Arc<AtomicUsize>,
+}
+
+impl Drop for Executions {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}: failed at execution {}", self.name, self.begun.load(Ordering::Relaxed));
+        }
+    }
 }
 
 /// An item with `bytes` of payload, each of them `mark`.

@@ -1,0 +1,281 @@
+//! Every operation against every other, in every interleaving: what comes of it must be what comes
+//! of it when the two take turns, and both orders must really occur.
+//!
+//! A party is a future. Each of its polls is one step, a lock section or a few; an operation of two
+//! steps (a cancelled wait: begun, dropped) takes them in two polls. In the *reference* one thread
+//! polls the two parties in every order, woken or not. In the *model* each has a thread, and is
+//! polled again only when it was woken: a wake-up that is lost, and a section that is not one, gives
+//! an outcome that the reference does not have.
+
+mod inbox;
+mod outbox;
+
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+use kvpipe::pipe::Driver;
+use kvpipe::{Error, Item, Pipe};
+use loom::thread;
+
+use crate::support::{executions, mark};
+
+/// What one side does, and in words what came of it.
+type Party = Pin<Box<dyn Future<Output = String> + Send>>;
+
+/// A pipe at the moment when two parties act on it.
+struct Scene {
+    parties: [Party; 2],
+    /// What can be seen of the pipe once they have acted.
+    look: Box<dyn FnOnce() -> String>,
+}
+
+/// Steps that are enough for every order of two parties with two steps each.
+const STEPS: u32 = 4;
+
+/// Explores a scene, and gives the number of executions.
+fn as_if_in_turns(name: &str, scene: impl Fn() -> Scene + Send + Sync + 'static) -> usize {
+    let scene = Arc::new(scene);
+    let [expected, seen]: [Arc<Mutex<BTreeSet<String>>>; 2] = Default::default();
+
+    let (reference, outcomes) = (Arc::clone(&scene), Arc::clone(&expected));
+    executions(&format!("{name}, in turns"), None, move || {
+        for order in 0..1 << STEPS {
+            outcomes.lock().unwrap().insert(in_turns(reference(), order));
+        }
+    });
+    let (allowed, outcomes) = (Arc::clone(&expected), Arc::clone(&seen));
+    let explored = executions(name, None, move || {
+        let outcome = at_once(scene());
+        let allowed = allowed.lock().unwrap();
+        assert!(allowed.contains(&outcome), "{outcome}, and not one of {allowed:#?}");
+        outcomes.lock().unwrap().insert(outcome);
+    });
+    assert_eq!(*seen.lock().unwrap(), *expected.lock().unwrap(), "{name}: the two did not race");
+    explored
+}
+
+/// One thread polls both, in the order that the bits of `order` give, and then what is left.
+fn in_turns(scene: Scene, order: u32) -> String {
+    let mut actors = scene.parties.map(Actor::new);
+    for step in 0..STEPS {
+        actors[(order >> step & 1) as usize].poll();
+    }
+    for _ in 0..STEPS {
+        actors.iter_mut().for_each(Actor::poll);
+    }
+    outcome(actors, scene.look)
+}
+
+/// Each party has a thread, and is polled for as long as it is woken.
+fn at_once(scene: Scene) -> String {
+    let [mut left, right] = scene.parties.map(Actor::new);
+    let right = thread::spawn(move || {
+        let mut right = right;
+        right.run();
+        right
+    });
+    left.run();
+    let mut actors = [left, right.join().unwrap()];
+    while actors.iter().any(Actor::is_woken) {
+        actors.iter_mut().for_each(Actor::run);
+    }
+    outcome(actors, scene.look)
+}
+
+fn outcome(actors: [Actor; 2], look: impl FnOnce() -> String) -> String {
+    // What still waits is given up by this.
+    let [left, right] = actors.map(|actor| actor.outcome.unwrap_or("waits".into()));
+    format!("{left} | {right} | {}", look())
+}
+
+/// A party under way. Loom need not see its waker: it is read only by who polls, after a poll, and
+/// once all threads are joined.
+struct Actor {
+    party: Option<Party>,
+    outcome: Option<String>,
+    woken: Arc<Flag>,
+}
+
+impl Actor {
+    fn new(party: Party) -> Self {
+        Self { party: Some(party), outcome: None, woken: Arc::new(Flag(AtomicBool::new(true))) }
+    }
+
+    fn is_woken(&self) -> bool {
+        self.party.is_some() && self.woken.0.load(Ordering::Relaxed)
+    }
+
+    fn run(&mut self) {
+        while self.is_woken() {
+            self.poll();
+        }
+    }
+
+    fn poll(&mut self) {
+        self.woken.0.store(false, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let Some(party) = &mut self.party else { return };
+        if let Poll::Ready(outcome) = party.as_mut().poll(&mut Context::from_waker(&waker)) {
+            self.outcome = Some(outcome);
+            self.party = None;
+        }
+    }
+}
+
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A step ends here.
+async fn step() {
+    let mut first = true;
+    poll_fn(|context| {
+        context.waker().wake_by_ref();
+        match std::mem::take(&mut first) {
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        }
+    })
+    .await;
+}
+
+/// A future begun in one step, and, if it is not ready, dropped in the next.
+async fn cancelled<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    match poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => {
+            step().await;
+            None
+        }
+    }
+}
+
+/// A future that is ready at once, if it ever is.
+fn now<F: Future>(future: F) -> Option<F::Output> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
+/// The transport's side of a scene: a driver that stands where its script has paused.
+struct Transport {
+    driver: Arc<Mutex<Option<Driver>>>,
+    script: Script,
+}
+
+/// What a transport's script has to say: it prepares, pauses, acts when it is polled again, and after
+/// that looks at its queue whenever it is polled.
+#[derive(Clone, Default)]
+struct Script {
+    said: Arc<Mutex<Option<String>>>,
+    sees: Arc<Mutex<Option<String>>>,
+}
+
+/// What the transport did.
+enum Did {
+    /// It goes on.
+    Said(String),
+    /// It returns.
+    Ended(kvpipe::Result<()>),
+}
+
+impl Transport {
+    /// Brings a driver to the pause of its script.
+    fn paused(mut driver: Driver, script: Script) -> Self {
+        assert!(now(&mut driver).is_none(), "the script does not pause");
+        Self { driver: Arc::new(Mutex::new(Some(driver))), script }
+    }
+
+    /// What the script does after its pause.
+    fn act(&self) -> Party {
+        let (driver, script) = (Arc::clone(&self.driver), self.script.clone());
+        Box::pin(poll_fn(move |context| {
+            // Nobody else has the driver before the threads are joined: this lock never waits.
+            if let Some(driver) = driver.lock().unwrap().as_mut() {
+                let _ = Pin::new(driver).poll(context);
+            }
+            script.said.lock().unwrap().take().map_or(Poll::Pending, Poll::Ready)
+        }))
+    }
+
+    /// Drops the driver.
+    fn dropped(&self) -> Party {
+        let driver = Arc::clone(&self.driver);
+        Box::pin(async move {
+            drop(driver.lock().unwrap().take());
+            "dropped".into()
+        })
+    }
+
+    /// What the script sees now, if it is still there and has acted.
+    fn sees(self) -> String {
+        let _ = self.driver.lock().unwrap().take().map(now);
+        self.script.sees.lock().unwrap().take().unwrap_or("nothing".into())
+    }
+}
+
+impl Script {
+    /// The end of every script.
+    async fn finish(&self, did: Did, sees: impl Fn() -> String) -> kvpipe::Result<()> {
+        match did {
+            Did::Said(what) => {
+                *self.said.lock().unwrap() = Some(what);
+                // The look is no part of the act.
+                step().await;
+                poll_fn(|_| {
+                    *self.sees.lock().unwrap() = Some(sees());
+                    Poll::Pending
+                })
+                .await
+            }
+            Did::Ended(result) => {
+                *self.said.lock().unwrap() = Some("ended".into());
+                result
+            }
+        }
+    }
+}
+
+fn broken() -> Error {
+    Error::Misuse("the wire broke".into())
+}
+
+/// A `None` is marked 0.
+fn mark_of(item: &Item) -> u8 {
+    item.as_ref().map_or(0, |_| mark(item))
+}
+
+fn shown<T: std::fmt::Debug>(result: kvpipe::Result<T>) -> String {
+    match result {
+        Ok(value) => format!("{value:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What a user does with a pipe.
+struct Use {
+    name: &'static str,
+    act: fn(Pipe) -> Party,
+    /// Nobody has the pipe any more when it is done.
+    is_last: bool,
+}
+
+impl Use {
+    const fn new(name: &'static str, act: fn(Pipe) -> Party) -> Self {
+        Self { name, act, is_last: false }
+    }
+
+    const fn last(name: &'static str, act: fn(Pipe) -> Party) -> Self {
+        Self { name, act, is_last: true }
+    }
+}
