@@ -6,7 +6,9 @@
 #![cfg(loom)]
 #![allow(missing_docs, reason = "a test binary")]
 
+mod inbox;
+mod outbox;
 mod pairs;
 mod pipe;
-mod queue;
 mod support;
+mod wire;

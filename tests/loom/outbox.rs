@@ -1,10 +1,13 @@
-//! Models of one queue: a user at one end, a scripted transport at the other.
+//! The sending end: users against a scripted transport, with wake-ups that loom sees.
 
+use kvpipe::transport::Outbox;
 use kvpipe::{Error, Pipe};
 use loom::future::block_on;
 use loom::thread;
 
-use crate::support::{budget, consumer, drain, explore, item, join, mark, poll_once, producer};
+use crate::support::{
+    Steps, budget, consumer, drain, explore, impatient, item, join, mark, poll_once, polled, producer,
+};
 
 const BOUND: usize = 3;
 
@@ -90,29 +93,6 @@ fn failing_while_a_sender_waits() {
 }
 
 #[test]
-fn a_failure_stays_behind_queued_items() {
-    explore("failure_behind_items", BOUND, || {
-        let (pipe, driver) = Pipe::receive_only(
-            producer(|items| {
-                Box::pin(async move {
-                    for mark in 0..2 {
-                        items.reserve(1).await?.fill(item(1, mark))?;
-                    }
-                    Err(Error::Misuse("the wire broke".into()))
-                })
-            }),
-            budget(2),
-        );
-        let driver = thread::spawn(move || block_on(driver));
-        // Both were filled, and a real transport has acknowledged them.
-        assert_eq!(mark(&pipe.blocking_recv().unwrap()), 0);
-        assert_eq!(mark(&pipe.blocking_recv().unwrap()), 1);
-        assert!(matches!(pipe.blocking_recv(), Err(Error::Misuse(_))));
-        driver.join().unwrap();
-    });
-}
-
-#[test]
 fn the_last_release_against_a_new_waiter() {
     explore("last_release", BOUND, || {
         let (pipe, driver) = Pipe::send_only(
@@ -179,69 +159,6 @@ fn cancelling_a_waiting_send_passes_the_turn_on() {
 }
 
 #[test]
-fn dropping_the_pipe_during_a_recv_elsewhere() {
-    explore("drop_during_recv", BOUND, || {
-        let (pipe, driver) = Pipe::receive_only(
-            producer(|items| {
-                Box::pin(async move {
-                    items.reserve(1).await?.fill(item(1, 7))?;
-                    items.closed().await;
-                    Ok(())
-                })
-            }),
-            budget(1),
-        );
-        let driver = thread::spawn(move || block_on(driver));
-        let other = pipe.clone();
-        let other = thread::spawn(move || {
-            block_on(async {
-                let mut cancelled = Box::pin(other.recv());
-                poll_once(&mut cancelled).await
-            })
-        });
-        // Either of the two takes it; a cancelled wait must hand the wake-up on.
-        if other.join().unwrap() {
-            drop(pipe);
-        } else {
-            assert_eq!(mark(&pipe.blocking_recv().unwrap()), 7);
-            drop(pipe);
-        }
-        driver.join().unwrap();
-    });
-}
-
-#[test]
-fn two_receivers_and_two_items() {
-    explore("two_receivers", BOUND, || {
-        let (pipe, driver) = Pipe::receive_only(
-            producer(|items| {
-                Box::pin(async move {
-                    items.reserve(1).await?.fill(item(1, 1))?;
-                    items.reserve(1).await?.fill(item(1, 2))?;
-                    items.drained().await;
-                    Ok(())
-                })
-            }),
-            budget(2),
-        );
-        let other = pipe.clone();
-        let other = thread::spawn(move || other.blocking_recv().map_or(0, |item| mark(&item)));
-        let (mine, ()) = block_on(join(
-            async {
-                let mut mine = 0;
-                while let Ok(item) = pipe.recv().await {
-                    mine += mark(&item);
-                }
-                mine
-            },
-            driver,
-        ));
-        // Whoever took which: both were taken, and nobody waits for ever.
-        assert_eq!(mine + other.join().unwrap(), 3);
-    });
-}
-
-#[test]
 fn the_driver_is_dropped_while_both_halves_wait() {
     explore("driver_dropped", BOUND, || {
         let (pipe, driver) = Pipe::new(
@@ -264,5 +181,213 @@ fn the_driver_is_dropped_while_both_halves_wait() {
         assert_eq!(pipe.undelivered().len(), 1);
         assert!(!pipe.undelivered()[0].in_doubt, "nobody took it");
         assert!(pipe.blocking_close().is_err());
+    });
+}
+
+#[test]
+fn a_flush_ends_with_the_acknowledgement_and_not_with_other_progress() {
+    explore("flush_settled", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(
+            consumer(|items| {
+                Box::pin(async move {
+                    let (sequence, _) = items.next().await?.unwrap();
+                    items.progress();
+                    items.settle(sequence + 1);
+                    drain(items).await
+                })
+            }),
+            budget(1),
+        );
+        pipe.try_send(item(1, 0)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        block_on(pipe.flush()).unwrap();
+        assert_eq!(pipe.stats().send.unwrap().delivered_items, 1);
+        pipe.sender().unwrap().finish();
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn two_flushes_wait_for_different_items() {
+    explore("flush_two", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(2));
+        pipe.try_send(item(1, 0)).unwrap();
+        let early = pipe.clone();
+        let early = thread::spawn(move || block_on(early.flush()));
+        pipe.try_send(item(1, 1)).unwrap();
+        let late = async {
+            pipe.flush().await.unwrap();
+            assert_eq!(pipe.stats().send.unwrap().delivered_items, 2);
+            pipe.sender().unwrap().finish();
+        };
+        block_on(join(late, driver));
+        early.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn the_driver_is_dropped_during_a_flush_and_a_close() {
+    explore("drop_flush_close", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(1));
+        pipe.try_send(item(1, 0)).unwrap();
+        let flushing = pipe.clone();
+        let flushing = thread::spawn(move || block_on(flushing.flush()));
+        let dropper = thread::spawn(move || drop(driver));
+        assert!(matches!(pipe.blocking_close(), Err(Error::Misuse(_))));
+        assert!(matches!(flushing.join().unwrap(), Err(Error::Misuse(_))));
+        dropper.join().unwrap();
+    });
+}
+
+#[test]
+fn a_rewind_while_the_transport_waits_for_the_next_item() {
+    explore("rewind_next", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(
+            consumer(|items| {
+                Box::pin(async move {
+                    assert_eq!(items.next().await?.unwrap().0, 0);
+                    // One half of a transport waits for items while the other learns that the peer
+                    // holds none. A user's close may come before it.
+                    let (next, ()) = join(items.next(), async { items.rewind(0) }).await;
+                    let again = match next? {
+                        Some(again) => again,
+                        None => items.next().await?.unwrap(),
+                    };
+                    assert_eq!(again.0, 0);
+                    items.settle(1);
+                    drain(items).await
+                })
+            }),
+            budget(1),
+        );
+        pipe.try_send(item(1, 0)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        pipe.blocking_close().unwrap();
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn a_permit_is_dropped_while_a_sender_waits() {
+    explore("permit_dropped", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(4));
+        let permit = block_on(pipe.reserve(4)).unwrap();
+        let waiting = pipe.clone();
+        let waiting = thread::spawn(move || waiting.blocking_send(item(4, 1)));
+        drop(permit);
+        assert_eq!(waiting.join().unwrap().unwrap(), 0);
+        pipe.sender().unwrap().finish();
+        block_on(driver);
+    });
+}
+
+#[test]
+fn a_permit_is_sent_short_while_a_sender_waits() {
+    explore("permit_short", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(4));
+        let permit = block_on(pipe.reserve(4)).unwrap();
+        let waiting = pipe.clone();
+        let waiting = thread::spawn(move || waiting.blocking_send(item(3, 1)).unwrap());
+        // What the permit does not need lets the other one in, before it or behind it.
+        let sent = permit.send(item(1, 0)).unwrap();
+        assert_eq!(sent + waiting.join().unwrap(), 1);
+        assert_eq!(pipe.stats().send.unwrap().held_bytes, 4);
+        pipe.sender().unwrap().finish();
+        block_on(driver);
+    });
+}
+
+#[test]
+fn aborting_while_a_sender_and_the_transport_wait() {
+    explore("abort_waiting", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(
+            consumer(|items| {
+                Box::pin(async move {
+                    items.next().await?;
+                    items.next().await?;
+                    Ok(())
+                })
+            }),
+            budget(1),
+        );
+        pipe.try_send(item(1, 0)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        let waiting = pipe.clone();
+        let waiting = thread::spawn(move || waiting.blocking_send(item(1, 1)));
+        pipe.sender().unwrap().abort("no more");
+        assert!(matches!(waiting.join().unwrap(), Err(Error::Misuse(_))));
+        driver.join().unwrap();
+        assert_eq!(pipe.undelivered().len(), 1);
+    });
+}
+
+#[test]
+fn a_send_cancelled_at_each_point_passes_an_acknowledgement_on() {
+    for polls in 1..=2 {
+        explore(&format!("cancel_settle_{polls}"), 2, move || {
+            let (pipe, driver) = Pipe::send_only(consumer(drain), budget(4));
+            pipe.try_send(item(2, 0)).unwrap();
+            let driver = thread::spawn(move || block_on(driver));
+            let behind = pipe.clone();
+            // Has no room before the acknowledgement, which may wake only the one in front.
+            let behind = thread::spawn(move || behind.blocking_send(item(3, 2)).unwrap());
+            let sent = block_on(polled(pipe.send(item(4, 1)), polls));
+            let accepted = 2 + u64::from(sent.is_some_and(|sent| sent.is_ok()));
+            behind.join().unwrap();
+            pipe.blocking_close().unwrap();
+            assert_eq!(pipe.stats().send.unwrap().delivered_items, accepted);
+            driver.join().unwrap();
+        });
+    }
+}
+
+#[test]
+fn what_is_undelivered_is_always_the_end_of_what_was_accepted() {
+    explore("undelivered", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(2));
+        pipe.try_send(item(1, 0)).unwrap();
+        pipe.try_send(item(1, 1)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        let undelivered = pipe.undelivered();
+        let sequences: Vec<_> = undelivered.iter().map(|item| item.sequence).collect();
+        assert_eq!(sequences, (2 - sequences.len() as u64..2).collect::<Vec<_>>());
+        assert!(undelivered.is_sorted_by_key(|item| !item.in_doubt), "what is in doubt comes first");
+        pipe.sender().unwrap().finish();
+        driver.join().unwrap();
+        assert!(pipe.undelivered().is_empty());
+    });
+}
+
+/// Takes and settles items; after the last one it waits for a peer that never says anything again.
+fn drain_and_stay(items: &Outbox) -> Steps<'_> {
+    Box::pin(async move {
+        while let Some((sequence, _)) = items.next().await? {
+            items.settle(sequence + 1);
+        }
+        Err(items.failed().await)
+    })
+}
+
+#[test]
+fn the_patience_of_a_close_ends_while_the_last_item_is_acknowledged() {
+    explore("patience", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain_and_stay), impatient(1));
+        let driver = thread::spawn(move || block_on(driver));
+        pipe.try_send(item(1, 0)).unwrap();
+        match pipe.blocking_close() {
+            Ok(()) => assert_eq!(pipe.stats().send.unwrap().delivered_items, 1),
+            Err(error) => assert!(matches!(error, Error::Timeout { .. }), "{error}"),
+        }
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn the_patience_with_a_failure_ends_though_the_transport_does_not() {
+    explore("patience_failed", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(|_| Box::pin(std::future::pending())), impatient(1));
+        let driver = thread::spawn(move || block_on(driver));
+        drop(pipe);
+        driver.join().unwrap();
     });
 }

@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use kvpipe::transport::{Inbox, Incoming, Outbox, Outgoing};
@@ -62,6 +63,13 @@ pub(crate) fn mark(item: &Item) -> u8 {
 
 pub(crate) fn budget(bytes: usize) -> PipeConfig {
     PipeConfig::default().with_buffer_bytes(bytes)
+}
+
+/// A budget, and no patience with a transport that lets a close wait.
+pub(crate) fn impatient(bytes: usize) -> PipeConfig {
+    let mut config = budget(bytes);
+    config.close_timeout = Duration::ZERO;
+    config
 }
 
 pub(crate) type Steps<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -151,4 +159,16 @@ pub(crate) async fn join<L: Future, R: Future>(left: L, right: R) -> (L::Output,
 /// Polls `future` once, and says whether it was ready.
 pub(crate) async fn poll_once<F: Future + Unpin>(future: &mut F) -> bool {
     poll_fn(|context| Poll::Ready(Pin::new(&mut *future).poll(context).is_ready())).await
+}
+
+/// Polls `future` so often, and drops it if it is not ready then.
+pub(crate) async fn polled<F: Future>(future: F, times: usize) -> Option<F::Output> {
+    let mut future = pin!(future);
+    for _ in 0..times {
+        let polled = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        if let Poll::Ready(output) = polled {
+            return Some(output);
+        }
+    }
+    None
 }

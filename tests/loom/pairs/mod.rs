@@ -26,70 +26,90 @@ use crate::support::{executions, mark};
 /// What one side does, and in words what came of it.
 type Party = Pin<Box<dyn Future<Output = String> + Send>>;
 
-/// A pipe at the moment when two parties act on it.
+/// A pipe at the moment when its parties act on it.
 struct Scene {
-    parties: [Party; 2],
+    parties: Vec<Party>,
     /// What can be seen of the pipe once they have acted.
     look: Box<dyn FnOnce() -> String>,
 }
 
-/// Steps that are enough for every order of two parties with two steps each.
-const STEPS: u32 = 4;
+/// Two parties take so many turns in the reference: enough for every order of two steps each.
+const TURNS: u32 = 4;
 
-/// Explores a scene, and gives the number of executions.
+/// Explores a scene of two in every interleaving, and gives their number.
 fn as_if_in_turns(name: &str, scene: impl Fn() -> Scene + Send + Sync + 'static) -> usize {
     let scene = Arc::new(scene);
     let [expected, seen]: [Arc<Mutex<BTreeSet<String>>>; 2] = Default::default();
 
     let (reference, outcomes) = (Arc::clone(&scene), Arc::clone(&expected));
     executions(&format!("{name}, in turns"), None, move || {
-        for order in 0..1 << STEPS {
+        for order in 0..1 << TURNS {
             outcomes.lock().unwrap().insert(in_turns(reference(), order));
         }
     });
     let (allowed, outcomes) = (Arc::clone(&expected), Arc::clone(&seen));
     let explored = executions(name, None, move || {
-        let outcome = at_once(scene());
+        let Scene { parties, look } = scene();
+        let outcome = outcome(at_once(parties), look);
         let allowed = allowed.lock().unwrap();
         assert!(allowed.contains(&outcome), "{outcome}, and not one of {allowed:#?}");
         outcomes.lock().unwrap().insert(outcome);
     });
-    assert_eq!(*seen.lock().unwrap(), *expected.lock().unwrap(), "{name}: the two did not race");
+    assert_eq!(*seen.lock().unwrap(), *expected.lock().unwrap(), "{name}: they did not race");
     explored
+}
+
+/// Explores a scene of any number: whoever waits in the end must have nothing to wait for any more
+/// than it knows of. Gives the number of executions.
+fn nobody_is_forgotten(name: &str, scene: impl Fn() -> Scene + Send + Sync + 'static) -> usize {
+    executions(name, Some(2), move || {
+        let Scene { parties, look } = scene();
+        let mut actors = at_once(parties);
+        for actor in &mut actors {
+            let waits = actor.outcome.is_none();
+            actor.poll();
+            assert!(!waits || actor.outcome.is_none(), "was not woken: {:?}", actor.outcome);
+        }
+        outcome(actors, look);
+    })
 }
 
 /// One thread polls both, in the order that the bits of `order` give, and then what is left.
 fn in_turns(scene: Scene, order: u32) -> String {
-    let mut actors = scene.parties.map(Actor::new);
-    for step in 0..STEPS {
-        actors[(order >> step & 1) as usize].poll();
+    let mut actors: Vec<_> = scene.parties.into_iter().map(Actor::new).collect();
+    for turn in 0..TURNS {
+        actors[(order >> turn & 1) as usize].poll();
     }
-    for _ in 0..STEPS {
+    for _ in 0..TURNS {
         actors.iter_mut().for_each(Actor::poll);
     }
     outcome(actors, scene.look)
 }
 
 /// Each party has a thread, and is polled for as long as it is woken.
-fn at_once(scene: Scene) -> String {
-    let [mut left, right] = scene.parties.map(Actor::new);
-    let right = thread::spawn(move || {
-        let mut right = right;
-        right.run();
-        right
-    });
-    left.run();
-    let mut actors = [left, right.join().unwrap()];
+fn at_once(parties: Vec<Party>) -> Vec<Actor> {
+    let mut actors: Vec<_> = parties.into_iter().map(Actor::new).collect();
+    let mut first = actors.remove(0);
+    let run = |mut actor: Actor| {
+        actor.run();
+        actor
+    };
+    let others: Vec<_> = actors.into_iter().map(|actor| thread::spawn(move || run(actor))).collect();
+    first.run();
+    let mut actors = vec![first];
+    actors.extend(others.into_iter().map(|other| other.join().unwrap()));
     while actors.iter().any(Actor::is_woken) {
         actors.iter_mut().for_each(Actor::run);
     }
-    outcome(actors, scene.look)
+    actors
 }
 
-fn outcome(actors: [Actor; 2], look: impl FnOnce() -> String) -> String {
+fn outcome(actors: Vec<Actor>, look: impl FnOnce() -> String) -> String {
     // What still waits is given up by this.
-    let [left, right] = actors.map(|actor| actor.outcome.unwrap_or("waits".into()));
-    format!("{left} | {right} | {}", look())
+    let mut outcomes: Vec<_> =
+        actors.into_iter().map(|actor| actor.outcome.unwrap_or("waits".into())).collect();
+    outcomes.push(look());
+    outcomes.join(" | ")
 }
 
 /// A party under way. Loom need not see its waker: it is read only by who polls, after a poll, and
