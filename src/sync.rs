@@ -1,8 +1,8 @@
 //! std or loom: the only place that names either.
 //!
 //! Everything that loom must see (the queue, the pipe, the memory transport) takes its lock from here,
-//! and has no other way for threads to meet; whatever of theirs waits for a time waits here. Reference counts are std's also under loom: nothing
-//! depends on when they reach zero.
+//! and has no other way for threads to meet; what of it waits for a time, waits here. Reference counts
+//! are std's also under loom: nothing depends on when they reach zero.
 
 #[cfg(loom)]
 pub(crate) use loom::{future::block_on, sync::MutexGuard};

@@ -11,6 +11,7 @@ mod inbox;
 mod outbox;
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -275,7 +276,7 @@ fn mark_of(item: &Item) -> u8 {
     item.as_ref().map_or(0, |_| mark(item))
 }
 
-fn shown<T: std::fmt::Debug>(result: kvpipe::Result<T>) -> String {
+fn shown<T: Debug>(result: kvpipe::Result<T>) -> String {
     match result {
         Ok(value) => format!("{value:?}"),
         Err(error) => error.to_string(),
@@ -286,16 +287,113 @@ fn shown<T: std::fmt::Debug>(result: kvpipe::Result<T>) -> String {
 struct Use {
     name: &'static str,
     act: fn(Pipe) -> Party,
+    role: Role,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Acts,
+    /// Changes nothing, so that no third party can depend on it.
+    Looks,
     /// Nobody has the pipe any more when it is done.
-    is_last: bool,
+    Leaves,
 }
 
 impl Use {
     const fn new(name: &'static str, act: fn(Pipe) -> Party) -> Self {
-        Self { name, act, is_last: false }
+        Self { name, act, role: Role::Acts }
+    }
+
+    const fn look(name: &'static str, act: fn(Pipe) -> Party) -> Self {
+        Self { name, act, role: Role::Looks }
     }
 
     const fn last(name: &'static str, act: fn(Pipe) -> Party) -> Self {
-        Self { name, act, is_last: true }
+        Self { name, act, role: Role::Leaves }
     }
+}
+
+/// What a transport does; without an act, its driver is dropped.
+type Turn<A> = (&'static str, Option<A>);
+
+/// One end of a pipe: how scenes begin there, and what is done.
+trait End: 'static {
+    type Held: Copy + Debug + Send + Sync + 'static;
+    type Act: Copy + Send + Sync + 'static;
+    const NAME: &'static str;
+    const BEGINNINGS: &'static [Self::Held];
+    const USES: &'static [Use];
+    const TURNS: &'static [Turn<Self::Act>];
+    /// Those that change nothing.
+    const LOOKS: &'static [Turn<Self::Act>];
+
+    /// A pipe that holds so much, and its transport at the pause before its act.
+    fn begin(held: Self::Held, act: Option<Self::Act>) -> (Pipe, Transport);
+
+    fn user_sees(pipe: &Pipe) -> String;
+
+    /// What a last attempt to use the pipe comes to.
+    fn attempt(pipe: &Pipe) -> String;
+}
+
+fn scene<E: End>(held: E::Held, users: &[&Use], turn: Option<Turn<E::Act>>) -> Scene {
+    let (pipe, transport) = E::begin(held, turn.and_then(|(_, act)| act));
+    let mut parties: Vec<_> = users.iter().map(|user| (user.act)(pipe.clone())).collect();
+    if let Some((_, act)) = turn {
+        parties.push(if act.is_some() { transport.act() } else { transport.dropped() });
+    }
+    let kept = users.iter().all(|user| user.role != Role::Leaves).then_some(pipe);
+    let look = move || {
+        let user_sees = kept.as_ref().map(E::user_sees);
+        let transport_sees = transport.sees();
+        format!("{user_sees:?} | {transport_sees} | {:?}", kept.as_ref().map(E::attempt))
+    };
+    Scene { parties, look: Box::new(look) }
+}
+
+/// Every user's operation against every one of the transport's.
+fn users_and_transport<E: End>() {
+    let mut sum = 0;
+    for &held in E::BEGINNINGS {
+        for user in E::USES {
+            for &turn in E::TURNS.iter().chain(E::LOOKS) {
+                let name = format!("{}, {held:?}: {}, {}", E::NAME, user.name, turn.0);
+                sum += as_if_in_turns(&name, move || scene::<E>(held, &[user], Some(turn)));
+            }
+        }
+    }
+    println!("pairs_{}_transport: {sum} executions without a bound", E::NAME);
+}
+
+/// Every user's operation against every other user's.
+fn users_and_users<E: End>() {
+    let mut sum = 0;
+    for &held in E::BEGINNINGS {
+        for [left, right] in twos(E::USES.iter()) {
+            let name = format!("{}, {held:?}: {}, {}", E::NAME, left.name, right.name);
+            sum += as_if_in_turns(&name, move || scene::<E>(held, &[left, right], None));
+        }
+    }
+    println!("pairs_{}_users: {sum} executions without a bound", E::NAME);
+}
+
+/// Any two users' operations and any of the transport's, if all of them change something.
+fn users_and_users_and_transport<E: End>() {
+    let mut sum = 0;
+    for &held in E::BEGINNINGS {
+        for [left, right] in twos(E::USES.iter().filter(|user| user.role != Role::Looks)) {
+            for &turn in E::TURNS {
+                let name = format!("{}, {held:?}: {}, {}, {}", E::NAME, left.name, right.name, turn.0);
+                sum += nobody_is_forgotten(&name, move || scene::<E>(held, &[left, right], Some(turn)));
+            }
+        }
+    }
+    println!("trios_{}: {sum} executions at bound 2", E::NAME);
+}
+
+/// Every two of them, each with itself too.
+fn twos<'a>(uses: impl Iterator<Item = &'a Use> + Clone) -> impl Iterator<Item = [&'a Use; 2]> {
+    uses.clone()
+        .enumerate()
+        .flat_map(move |(index, left)| uses.clone().skip(index).map(move |right| [left, right]))
 }

@@ -1,14 +1,15 @@
 //! The sending end: what users do, against each other and against what a transport does.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use kvpipe::pipe::SendPermit;
 use kvpipe::transport::Outbox;
 use kvpipe::{Item, Pipe};
 
 use super::{
-    Did, Party, Scene, Script, Transport, Use, as_if_in_turns, broken, cancelled, mark_of,
-    nobody_is_forgotten, now, shown, step,
+    Did, End, Script, Transport, Turn, Use, broken, cancelled, mark_of, now, shown, step,
+    users_and_transport, users_and_users, users_and_users_and_transport,
 };
 use crate::support::{budget, consumer, item};
 
@@ -18,15 +19,75 @@ const BUDGET: usize = 4;
 const HELD_BYTES: usize = 2;
 const SENT_BYTES: usize = 3;
 
-/// How a scene begins.
-#[derive(Clone, Copy, Debug)]
+#[test]
+fn a_user_and_the_transport_at_the_sending_end() {
+    users_and_transport::<Sending>();
+}
+
+#[test]
+fn two_users_at_the_sending_end() {
+    users_and_users::<Sending>();
+}
+
+#[test]
+fn two_users_and_the_transport_at_the_sending_end() {
+    users_and_users_and_transport::<Sending>();
+}
+
+struct Sending;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Held {
     Nothing,
     Queued,
     InFlight,
 }
 
-const BEGINNINGS: [Held; 3] = [Held::Nothing, Held::Queued, Held::InFlight];
+type Act = for<'a> fn(&'a Outbox) -> Pin<Box<dyn Future<Output = Did> + Send + 'a>>;
+
+impl End for Sending {
+    type Held = Held;
+    type Act = Act;
+    const NAME: &'static str = "sending";
+    const BEGINNINGS: &'static [Held] = &[Held::Nothing, Held::Queued, Held::InFlight];
+    const USES: &'static [Use] = USES;
+    const TURNS: &'static [Turn<Act>] = TURNS;
+    const LOOKS: &'static [Turn<Act>] = LOOKS;
+
+    fn begin(held: Held, act: Option<Act>) -> (Pipe, Transport) {
+        let script = Script::default();
+        let acting = script.clone();
+        let (pipe, driver) = Pipe::send_only(
+            consumer(move |items| {
+                Box::pin(async move {
+                    if held == Held::InFlight {
+                        items.next().await?;
+                    }
+                    step().await;
+                    let did = match act {
+                        Some(act) => act(items).await,
+                        None => std::future::pending().await,
+                    };
+                    acting.finish(did, || transport_sees(items)).await
+                })
+            }),
+            budget(BUDGET),
+        );
+        if held != Held::Nothing {
+            pipe.try_send(item(HELD_BYTES, 9)).unwrap();
+        }
+        (pipe, Transport::paused(driver, script))
+    }
+
+    fn user_sees(pipe: &Pipe) -> String {
+        user_sees(pipe)
+    }
+
+    /// Is there really room, and nobody in line for it who is not there any more?
+    fn attempt(pipe: &Pipe) -> String {
+        shown(pipe.try_send(item(SENT_BYTES, 8)))
+    }
+}
 
 const USES: &[Use] = &[
     Use::new("send", |pipe| Box::pin(async move { shown(pipe.send(item(SENT_BYTES, 1)).await) })),
@@ -49,6 +110,16 @@ const USES: &[Use] = &[
     Use::new("send cancelled", |pipe| {
         Box::pin(async move { format!("{:?}", cancelled(pipe.send(item(SENT_BYTES, 4))).await.map(shown)) })
     }),
+    Use::new("send_timeout", |pipe| {
+        Box::pin(async move { shown(pipe.send_timeout(item(SENT_BYTES, 5), Duration::ZERO).await) })
+    }),
+    Use::new("reserve", |pipe| {
+        Box::pin(async move {
+            let permit = pipe.reserve(SENT_BYTES).await;
+            step().await;
+            shown(permit.map(drop))
+        })
+    }),
     Use::new("finish", |pipe| {
         Box::pin(async move {
             pipe.sender().unwrap().finish();
@@ -63,7 +134,14 @@ const USES: &[Use] = &[
     }),
     Use::new("close", |pipe| Box::pin(async move { shown(pipe.close().await) })),
     Use::new("flush", |pipe| Box::pin(async move { shown(pipe.flush().await) })),
-    Use::new("look", |pipe| Box::pin(async move { undelivered(&pipe) })),
+    Use::look("undelivered", |pipe| Box::pin(async move { undelivered(&pipe) })),
+    Use::look("stats", |pipe| {
+        Box::pin(async move {
+            let stats = pipe.stats().send.unwrap();
+            format!("{} {} {}", stats.delivered_items, stats.in_flight_bytes, stats.queued_bytes)
+        })
+    }),
+    Use::look("failure", |pipe| Box::pin(async move { failure(&pipe) })),
     Use::last("drop", |pipe| {
         Box::pin(async move {
             drop(pipe);
@@ -72,151 +150,64 @@ const USES: &[Use] = &[
     }),
 ];
 
-type Act = for<'a> fn(&'a Outbox) -> Pin<Box<dyn Future<Output = Did> + Send + 'a>>;
-
-/// All but the drop of the driver.
-const ACTS: &[(&str, Act)] = &[
-    ("next", |items| Box::pin(async { Did::Said(taken(items.next().await)) })),
-    ("next cancelled", |items| {
-        Box::pin(async { Did::Said(format!("{:?}", cancelled(items.next()).await.map(taken))) })
-    }),
-    ("try_next", |items| Box::pin(async { Did::Said(taken(Ok(items.try_next()))) })),
-    ("settle", |items| {
-        Box::pin(async {
-            items.settle(1);
-            Did::Said("settled".into())
-        })
-    }),
-    ("rewind", |items| {
-        Box::pin(async {
-            items.rewind(0);
-            Did::Said("rewound".into())
-        })
-    }),
-    ("failed", |items| Box::pin(async { Did::Said(items.failed().await.to_string()) })),
-    ("progress", |items| {
-        Box::pin(async {
-            items.progress();
-            Did::Said("moved".into())
-        })
-    }),
-    ("look", |items| Box::pin(async { Did::Said(format!("{} of them", items.accepted())) })),
-    ("end well", |_| Box::pin(async { Did::Ended(Ok(())) })),
-    ("end badly", |_| Box::pin(async { Did::Ended(Err(broken())) })),
-];
-
-#[test]
-fn a_user_and_the_transport_at_the_sending_end() {
-    let mut executions = 0;
-    for held in BEGINNINGS {
-        for user in USES {
-            for &(act_name, act) in ACTS {
-                executions += as_if_in_turns(&format!("{held:?}: {}, {act_name}", user.name), move || {
-                    scene(held, Some(act), user.is_last, |pipe, transport| {
-                        vec![(user.act)(pipe), transport.act()]
-                    })
-                });
-            }
-            executions += as_if_in_turns(&format!("{held:?}: {}, driver dropped", user.name), move || {
-                scene(held, None, user.is_last, |pipe, transport| vec![(user.act)(pipe), transport.dropped()])
-            });
-        }
-    }
-    println!("pairs_send_transport: {executions} executions without a bound");
-}
-
-#[test]
-fn two_users_at_the_sending_end() {
-    let mut executions = 0;
-    for held in BEGINNINGS {
-        for (index, left) in USES.iter().enumerate() {
-            for right in &USES[index..] {
-                let is_last = left.is_last || right.is_last;
-                executions +=
-                    as_if_in_turns(&format!("{held:?}: {}, {}", left.name, right.name), move || {
-                        scene(held, None, is_last, |pipe, _| {
-                            vec![(left.act)(pipe.clone()), (right.act)(pipe)]
-                        })
-                    });
-            }
-        }
-    }
-    println!("pairs_send_users: {executions} executions without a bound");
-}
-
-#[test]
-fn two_users_and_the_transport_at_the_sending_end() {
-    let mut executions = 0;
-    for held in BEGINNINGS {
-        for (index, left) in USES.iter().enumerate() {
-            for right in &USES[index..] {
-                let is_last = left.is_last || right.is_last;
-                for &(act_name, act) in ACTS {
-                    executions += nobody_is_forgotten(
-                        &format!("{held:?}: {}, {}, {act_name}", left.name, right.name),
-                        move || {
-                            scene(held, Some(act), is_last, |pipe, t| {
-                                vec![(left.act)(pipe.clone()), (right.act)(pipe), t.act()]
-                            })
-                        },
-                    );
-                }
-            }
-        }
-    }
-    println!("trios_send: {executions} executions at bound 2");
-}
-
-fn scene(
-    held: Held,
-    act: Option<Act>,
-    is_last: bool,
-    parties: impl FnOnce(Pipe, &Transport) -> Vec<Party>,
-) -> Scene {
-    let script = Script::default();
-    let acting = script.clone();
-    let (pipe, driver) = Pipe::send_only(
-        consumer(move |items| {
-            Box::pin(async move {
-                if matches!(held, Held::InFlight) {
-                    items.next().await?;
-                }
-                step().await;
-                let did = match act {
-                    Some(act) => act(items).await,
-                    None => std::future::pending().await,
-                };
-                acting.finish(did, || transport_sees(items)).await
+const TURNS: &[Turn<Act>] = &[
+    ("next", Some(|items| Box::pin(async { Did::Said(taken(items.next().await)) }))),
+    (
+        "next cancelled",
+        Some(|items| {
+            Box::pin(async { Did::Said(format!("{:?}", cancelled(items.next()).await.map(taken))) })
+        }),
+    ),
+    ("try_next", Some(|items| Box::pin(async { Did::Said(taken(Ok(items.try_next()))) }))),
+    (
+        "settle",
+        Some(|items| {
+            Box::pin(async {
+                items.settle(1);
+                Did::Said("settled".into())
             })
         }),
-        budget(BUDGET),
-    );
-    if !matches!(held, Held::Nothing) {
-        pipe.try_send(item(HELD_BYTES, 9)).unwrap();
-    }
-    let transport = Transport::paused(driver, script);
-    let kept = (!is_last).then(|| pipe.clone());
-    let parties = parties(pipe, &transport);
-    let look = move || {
-        let user_sees = kept.as_ref().map(user_sees);
-        let transport_sees = transport.sees();
-        // Is there really room, and nobody in line for it who is not there any more?
-        let sent = kept.map(|pipe| shown(pipe.try_send(item(SENT_BYTES, 8))));
-        format!("{user_sees:?} | {transport_sees} | {sent:?}")
-    };
-    Scene { parties, look: Box::new(look) }
-}
+    ),
+    (
+        "rewind",
+        Some(|items| {
+            Box::pin(async {
+                items.rewind(0);
+                Did::Said("rewound".into())
+            })
+        }),
+    ),
+    ("failed", Some(|items| Box::pin(async { Did::Said(items.failed().await.to_string()) }))),
+    (
+        "progress",
+        Some(|items| {
+            Box::pin(async {
+                items.progress();
+                Did::Said("moved".into())
+            })
+        }),
+    ),
+    ("end well", Some(|_| Box::pin(async { Did::Ended(Ok(())) }))),
+    ("end badly", Some(|_| Box::pin(async { Did::Ended(Err(broken())) }))),
+    ("driver dropped", None),
+];
+
+const LOOKS: &[Turn<Act>] = &[
+    ("accepted", Some(|items| Box::pin(async { Did::Said(items.accepted().to_string()) }))),
+    ("settled", Some(|items| Box::pin(async { Did::Said(items.settled().to_string()) }))),
+    ("is_closed", Some(|items| Box::pin(async { Did::Said(items.is_closed().to_string()) }))),
+];
 
 fn user_sees(pipe: &Pipe) -> String {
-    let (stats, sender) = (pipe.stats().send.unwrap(), pipe.sender().unwrap());
+    let stats = pipe.stats().send.unwrap();
     format!(
-        "{} delivered, {} in flight, {} queued, {} held, {} undelivered, {:?}",
+        "{} delivered, {} in flight, {} queued, {} held, {} undelivered, {}",
         stats.delivered_items,
         stats.in_flight_bytes,
         stats.queued_bytes,
         stats.held_bytes,
         undelivered(pipe),
-        sender.failure().map(|failure| failure.to_string()),
+        failure(pipe),
     )
 }
 
@@ -224,6 +215,10 @@ fn undelivered(pipe: &Pipe) -> String {
     let items = pipe.undelivered();
     let items: Vec<_> = items.iter().map(|one| (one.sequence, mark_of(&one.item), one.in_doubt)).collect();
     format!("{items:?}")
+}
+
+fn failure(pipe: &Pipe) -> String {
+    format!("{:?}", pipe.sender().unwrap().failure().map(|failure| failure.to_string()))
 }
 
 fn transport_sees(items: &Outbox) -> String {
