@@ -201,8 +201,8 @@ impl<T: Clone> ByteQueue<T> {
         self.watch(|state| state.is_abandoned().then_some(())).await;
     }
 
-    /// Waits until everything queued was popped (true), or the consumer has left (false). Cancel
-    /// safe.
+    /// Waits until everything queued was popped (true), or the consumer has left (false), which it may
+    /// do with the last item. Cancel safe.
     pub(crate) async fn drained(&self) -> bool {
         self.watch(|state| match state.is_abandoned() {
             true => Some(false),
