@@ -1,9 +1,9 @@
 //! Running models, and transports whose steps a model writes itself.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Once;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -18,36 +18,38 @@ pub(crate) fn explore(name: &str, preemptions: usize, model: impl Fn() + Send + 
     println!("{name}: {executions} executions at bound {preemptions}");
 }
 
-/// Explores every interleaving of `model` within the bound, if there is one, and counts them.
+/// Explores every interleaving of `model` within the bound, if there is one, and counts them. If one
+/// fails, says which.
 pub(crate) fn executions(
     name: &str,
     preemptions: Option<usize>,
     model: impl Fn() + Send + Sync + 'static,
 ) -> usize {
-    let executions = Executions { name: name.to_owned(), begun: Arc::default() };
-    let begun = Arc::clone(&executions.begun);
+    static NAMING: Once = Once::new();
+    NAMING.call_once(name_the_model_that_fails);
+    UNDER_WAY.set((name.to_owned(), 0));
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
     builder.max_branches = 20_000;
     builder.check(move || {
-        begun.fetch_add(1, Ordering::Relaxed);
+        UNDER_WAY.with_borrow_mut(|(_, execution)| *execution += 1);
         model();
     });
-    executions.begun.load(Ordering::Relaxed)
+    UNDER_WAY.take().1
 }
 
-/// Says at which execution a model has failed.
-struct Executions {
-    name: String,
-    begun: Arc<AtomicUsize>,
+std::thread_local! {
+    /// The model that this thread explores, with all of loom's threads in it, and the execution.
+    static UNDER_WAY: RefCell<(String, usize)> = RefCell::default();
 }
 
-impl Drop for Executions {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("{}: failed at execution {}", self.name, self.begun.load(Ordering::Relaxed));
-        }
-    }
+/// In the panic's hook, because a deadlock of loom's often ends in an abort.
+fn name_the_model_that_fails() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        UNDER_WAY.with_borrow(|(name, execution)| eprintln!("{name}: failed at execution {execution}"));
+    }));
 }
 
 /// An item with `bytes` of payload, each of them `mark`.
