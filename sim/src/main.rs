@@ -1,86 +1,122 @@
-//! Repeats the simulation of one seed.
+//! The runner: many seeds, or one again.
 //!
-//! `kvpipe-sim --seed N [--scenario NAME] [--trace]` runs one scenario, or each of them, says what it
-//! came to, and with `--trace` all that happened. The exit code is 1 if a promise was broken, and then
-//! the last events are printed in any case; 2 if the command line makes no sense.
+//! The exit code is 1 if a promise was broken, and 2 if the command line makes no sense. What goes to
+//! standard output is the same in every run of the same command line, but for the two speeds of a batch;
+//! progress goes to standard error.
 
+mod args;
+
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use kvpipe_sim::scenario::{Outcome, Scenario, run};
+use kvpipe_sim::runner::{Batch, Summary, attempt, shrink};
+use kvpipe_sim::scenario::Case;
 
-const USAGE: &str = "usage: kvpipe-sim --seed N [--scenario NAME] [--trace]";
-
-/// Lines of the trace that are shown of a failure.
-const LAST_EVENTS: usize = 40;
-
-struct Args {
-    seed: u64,
-    scenarios: Vec<Scenario>,
-    trace: bool,
-}
+use crate::args::{Command, USAGE};
 
 fn main() -> ExitCode {
-    let args = match parse(std::env::args().skip(1)) {
-        Ok(args) => args,
+    match args::parse(std::env::args().skip(1)) {
+        Ok(Command::Help) => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Replay { case, trace }) => replay(&case, trace),
+        Ok(Command::Batch(batch)) => run(&batch),
         Err(wrong) => {
-            let names = Scenario::ALL.map(Scenario::name).join(", ");
-            eprintln!("{wrong}\n{USAGE}\nscenarios: {names}");
-            return ExitCode::from(2);
-        }
-    };
-    let mut code = ExitCode::SUCCESS;
-    for scenario in args.scenarios {
-        let outcome = run(scenario, args.seed);
-        if !report(scenario, args.seed, &outcome, args.trace) {
-            code = ExitCode::FAILURE;
+            eprintln!("{wrong}\n\n{USAGE}");
+            ExitCode::from(2)
         }
     }
-    code
 }
 
-fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut args = args;
-    let (mut seed, mut scenarios, mut trace) = (None, Scenario::ALL.to_vec(), false);
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--seed" => {
-                let value = args.next().ok_or("--seed needs a number")?;
-                seed = Some(value.parse().map_err(|_| format!("--seed {value}: not a number"))?);
-            }
-            "--scenario" => {
-                let name = args.next().ok_or("--scenario needs a name")?;
-                scenarios.retain(|scenario| scenario.name() == name);
-                if scenarios.is_empty() {
-                    return Err(format!("--scenario {name}: there is none of that name"));
-                }
-            }
-            "--trace" => trace = true,
-            other => return Err(format!("{other}: what is that?")),
-        }
-    }
-    Ok(Args { seed: seed.ok_or("which seed?")?, scenarios, trace })
+fn run(batch: &Batch) -> ExitCode {
+    let mut progress = Progress::new();
+    let summary = batch.run(|summary| progress.show(summary));
+    progress.clear();
+    let Summary { seeds, coverage, simulated, elapsed, failure } = &summary;
+    println!("{coverage}");
+    let (seconds, simulated) = (elapsed.as_secs_f64(), simulated.as_secs_f64());
+    let speeds = format!("{:.0} seeds/s, {:.0} simulated s/s", *seeds as f64 / seconds, simulated / seconds);
+    let Some((case, violations)) = failure else {
+        println!(
+            "{seeds} seeds, {simulated:.0} s simulated in {seconds:.1} s ({speeds}): no promise was broken"
+        );
+        return ExitCode::SUCCESS;
+    };
+    println!("after {seeds} seeds FAILED: {case}");
+    violations.iter().for_each(|violation| println!("  {violation}"));
+    let shrunk = shrink(case);
+    println!("\nmade smaller in {} runs: {}", shrunk.runs, shrunk.case);
+    show(&shrunk.case, false);
+    println!("\nrun it again: cargo run --release --manifest-path sim/Cargo.toml -- {} --trace", shrunk.case);
+    ExitCode::FAILURE
 }
 
-/// False if a promise was broken.
-fn report(scenario: Scenario, seed: u64, outcome: &Outcome, whole_trace: bool) -> bool {
-    let Outcome { judgement, trace, cuts_struck, connections, simulated } = outcome;
-    let name = scenario.name();
-    let shown = match (whole_trace, judgement) {
-        (true, _) => trace.len(),
-        (false, Err(_)) => LAST_EVENTS.min(trace.len()),
-        (false, Ok(_)) => 0,
-    };
-    trace[trace.len() - shown..].iter().for_each(|line| println!("{line}"));
-    match judgement {
-        Ok(verdict) => {
-            let (delivered, accepted) = (verdict.delivered, verdict.accepted);
-            let seconds = simulated.as_secs_f64();
-            println!(
-                "seed {seed}, {name}: ok, {delivered} of {accepted} items delivered over {connections} \
-                 connections, {cuts_struck} cuts struck, {seconds:.3} s simulated"
-            );
+fn replay(case: &Case, trace: bool) -> ExitCode {
+    println!("{case}");
+    if show(case, trace) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a case and prints what it is and what it came to. False if a promise was broken.
+fn show(case: &Case, trace: bool) -> bool {
+    print!("{}", case.setup());
+    let report = match attempt(case) {
+        Ok(report) => report,
+        Err(panic) => {
+            println!("FAILED: {panic}");
+            return false;
         }
-        Err(wrong) => wrong.iter().for_each(|wrong| println!("seed {seed}, {name}: FAILED: {wrong}")),
+    };
+    if trace {
+        report.trace.iter().for_each(|line| println!("{line}"));
     }
-    judgement.is_ok()
+    if trace || !report.is_good() {
+        print!("{report}");
+    }
+    for (kind, count) in &report.struck {
+        println!("struck: {} {count}", kind.name());
+    }
+    let totals = report.totals;
+    let (accepted, delivered, simulated) =
+        (totals.accepted, totals.delivered, report.simulated.as_secs_f64());
+    let verdict = if report.is_good() { "ok" } else { "FAILED" };
+    println!("{verdict}: {delivered} of {accepted} items delivered, {simulated:.3} s simulated");
+    report.is_good()
+}
+
+/// A line on the terminal that is written again and again; elsewhere a line now and then.
+struct Progress {
+    terminal: bool,
+    next: Duration,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal(), next: Duration::ZERO }
+    }
+
+    fn show(&mut self, summary: &Summary) {
+        if summary.elapsed < self.next {
+            return;
+        }
+        self.next = summary.elapsed + Duration::from_millis(if self.terminal { 200 } else { 30_000 });
+        let (seeds, seconds) = (summary.seeds, summary.elapsed.as_secs_f64());
+        let (speed, failed) = (seeds as f64 / seconds, summary.coverage.failed);
+        let line = format!(
+            "{seeds} seeds in {seconds:.0} s, {speed:.0} seeds/s, {failed} streams failed as they may"
+        );
+        match self.terminal {
+            true => eprint!("\r\x1b[K{line}"),
+            false => eprintln!("{line}"),
+        }
+        // A terminal that is gone stops nothing.
+        let _ = std::io::stderr().flush();
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
 }

@@ -28,6 +28,9 @@
 //! 4. when the user leaves ([`Inbox::closed`], or `reserve` gives [`Error::Closed`]), tell the peer
 //!    how many items were [`taken`](Inbox::taken), and return `Ok`.
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod memory;
 mod ring;
 #[cfg(not(loom))]

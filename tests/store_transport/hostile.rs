@@ -110,6 +110,8 @@ async fn a_sender_refuses_reports_that_can_not_be() {
         (reply(&[Reply::Acknowledge { upto: 7 }], 0), "acknowledged items below 7"),
         (reply(&[Reply::Finished { taken: 0 }], 0), "finished after 0 items"),
         (Bytes::from([&reply(&[], 0)[..], b"\xff\xff\xff\xff"].concat()), "frame length"),
+        // A value of the store may have room for many millions.
+        (reply(&[Reply::Alive, Reply::Alive, Reply::Alive], 0), "a report of more than 2 replies"),
     ] {
         let store = MemoryStore::new();
         store.set(&format!("{EDGE}/receiver"), hello(), LONG).await.unwrap();
