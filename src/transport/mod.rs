@@ -207,8 +207,8 @@ impl Inbox {
         self.queue.abandoned().await;
     }
 
-    /// Waits until the user has taken every item (true) or has left before that (false). Cancel
-    /// safe.
+    /// Waits until the user has taken every item (true) or has left (false), perhaps with the last
+    /// item: [`taken`](Self::taken) says. Cancel safe.
     pub async fn drained(&self) -> bool {
         self.queue.drained().await
     }
