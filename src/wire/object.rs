@@ -194,6 +194,11 @@ mod tests {
     }
 
     #[test]
+    fn debug_shows_nothing_of_a_unique_id() {
+        assert_eq!(format!("{:?}", UniqueId([7; UniqueId::BYTES])), "UniqueId(..)");
+    }
+
+    #[test]
     fn nonsense_is_refused_by_name() {
         let refused =
             |bytes: &'static [u8]| Object::decode(&Bytes::from_static(bytes)).unwrap_err().to_string();

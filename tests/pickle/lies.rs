@@ -13,11 +13,15 @@ fn metadata_says_dtype_and_shape_once_each_and_nothing_else() {
     let (dtype, shape) = (text("dtype"), text("shape"));
     let swapped = dict(&[&shape, b"N", &dtype, b"N"]);
     assert_eq!(decode(&swapped, &Limits::default()), Ok(Object::Metadata(Metadata::None)));
+    // A longer name is not repeated.
+    let known = "x".repeat(63);
     for (message, fault) in [
         (dict(&[]), "metadata without dtype or shape"),
         (dict(&[&dtype, b"N"]), "metadata without dtype or shape"),
         (dict(&[&dtype, b"N", &dtype, b"N"]), "metadata that says the same twice"),
         (dict(&[&dtype, b"N", &shape, b"N", &text("device"), b"N"]), "metadata with \"device\""),
+        (dict(&[&text(&known), b"N"]), &format!("metadata with {known:?}")),
+        (dict(&[&text(&"x".repeat(64)), b"N"]), "metadata with something else than dtype and shape"),
         (dict(&[&dtype, b"N", &shape, b"N", b"NN"]), "metadata with something else than dtype and shape"),
         (dict(&[&dtype, b"N", &shape, &size(&[1])]), "metadata that is neither a tensor's nor that of None"),
         (
