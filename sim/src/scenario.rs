@@ -265,10 +265,12 @@ impl Setup {
     /// The world of this setup.
     #[must_use]
     pub fn world(&self, seed: u64) -> World {
-        let Settings { heartbeat, reconnect, .. } = self.workload.settings;
-        // A connection that is broken just then is waited for first. What was under way when its sender
-        // died still comes, after a hold or by a slow link.
-        let deaths_known_within = heartbeat + reconnect + self.faults.silence() + Duration::from_secs(1);
+        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
+        // Without a store to hear of it from, two attempts to reach it come first.
+        let attempts = if wire == Wire::Store { heartbeat * 2 } else { heartbeat };
+        // A connection that is broken just then is waited for. What was under way when its sender died
+        // still comes, after a hold or by a slow link.
+        let deaths_known_within = attempts + reconnect + self.faults.silence() + Duration::from_secs(1);
         World::new(seed, self.workload.ranks)
             .deaths_known_within(deaths_known_within)
             .faults(self.faults.clone())

@@ -373,7 +373,8 @@ impl State {
                 let to = (end.from() + 1) % world_size;
                 to == peer && sender.failure().is_none() && self.oracle.has_more(end)
             });
-            let ends: Vec<_> = receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
+            let ends: Vec<_> =
+                receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
             for end in ends {
                 self.oracle.finds(end, Violation::DeathUnnoticed { peer, after });
             }

@@ -328,8 +328,8 @@ pub(crate) const BUGS: &[Bug] = &[
         what: "a send with a deadline waits for twice as long",
         edits: &[(
             "src/pipe/sender.rs",
-            "        match tokio::time::timeout(timeout, self.send(item)).await {\n",
-            "        match tokio::time::timeout(timeout * 2, self.send(item)).await {\n",
+            "        match within(timeout, self.send(item)).await {\n",
+            "        match within(timeout * 2, self.send(item)).await {\n",
         )],
         finder: Finder::Seeds,
     },

@@ -56,7 +56,6 @@ fn plant<'a>(bugs: impl Iterator<Item = &'a Bug>) -> io::Result<bool> {
 
 /// A copy of the source.
 struct Garden {
-    source: PathBuf,
     copy: PathBuf,
 }
 
@@ -76,25 +75,34 @@ impl Garden {
             fs::remove_dir_all(&copy)?;
         }
         copy_folder(source, &copy)?;
-        Ok(Self { source: source.to_owned(), copy })
+        // It lies within the simulation's workspace, and is none of its members.
+        let manifest = copy.join("Cargo.toml");
+        let alone = "\n[workspace]\nexclude = [\"sim\", \"fuzz\"]\n";
+        fs::write(&manifest, fs::read_to_string(&manifest)? + alone)?;
+        Ok(Self { copy })
     }
 
     fn find(&self, bug: &Bug) -> io::Result<Result<Found, String>> {
+        let mut before = Vec::new();
+        let mut missing = None;
         for (file, from, to) in bug.edits {
             let path = self.copy.join(file);
             let text = fs::read_to_string(&path)?;
             if text.matches(from).count() != 1 {
-                return Ok(Err(format!("{file} does not have the text of the edit once")));
+                missing = Some(format!("{file} does not have the text of the edit once"));
+                break;
             }
-            fs::write(path, text.replace(from, to))?;
+            fs::write(&path, text.replace(from, to))?;
+            before.push((path, text));
         }
-        let found = match bug.finder {
-            Finder::Seeds => self.run_seeds(),
-            Finder::Loom(model) => self.run_loom(model),
+        let found = match (missing, &bug.finder) {
+            (Some(missing), _) => Ok(Err(missing)),
+            (None, Finder::Seeds) => self.run_seeds(),
+            (None, Finder::Loom(model)) => self.run_loom(model),
         };
-        for (file, ..) in bug.edits {
-            // Not a copy, which would keep the time of the original: cargo goes by it.
-            fs::write(self.copy.join(file), fs::read(self.source.join(file))?)?;
+        // The last first: a file may have been edited twice.
+        for (path, text) in before.into_iter().rev() {
+            fs::write(path, text)?;
         }
         found
     }
