@@ -53,15 +53,23 @@ async fn refused(messages: &[&[u8]]) -> (String, String) {
         let message = Bytes::copy_from_slice(message);
         store.set(&format!("{base}/data/{number}"), message, LONG).await.unwrap();
     }
-    let (received, end) = drain(&receiver).await;
+    // It stays until its last word is read.
+    let ((received, end), told) = tokio::join!(drain(&receiver), last_word(&store, &base));
     assert!(received.is_empty(), "{received:?}");
     assert!(matches!(end, Error::PeerMisbehaved { .. }), "{end}");
+    (end.to_string(), told)
+}
+
+/// Reads reports as a sender does, up to the one that says what is wrong.
+async fn last_word(store: &MemoryStore, base: &str) -> String {
     let mut number = 0;
     loop {
-        let report = store.get(&format!("{base}/reply/{number}"), LONG).await.unwrap();
+        let key = format!("{base}/reply/{number}");
+        let report = store.get(&key, LONG).await.unwrap();
+        store.delete(&key, LONG).await.unwrap();
         let text = String::from_utf8_lossy(&report).into_owned();
         if text.contains("misbehaved") || text.contains("protocol") {
-            return (end.to_string(), text);
+            return text;
         }
         number += 1;
     }

@@ -114,3 +114,18 @@ async fn an_idle_edge_lives_through_many_short_outages() {
     }
     assert!(store.failed() > 100, "only {} operations failed", store.failed());
 }
+
+/// Its peer's user took its time, and everything was acknowledged.
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_has_given_up_waiting_for_the_last_word_leaves_no_keys() {
+    let store = Watched::default();
+    let impatient = PipeConfig { close_timeout: Duration::from_secs(1), ..PipeConfig::default() };
+    let (sender, receiver) =
+        (sender(&store, config(), impatient), receiver(&store, config(), PipeConfig::default()));
+    sender.send(numbered(0, 100)).await.unwrap();
+    sender.close().await.unwrap();
+    let (received, end) = drain(&receiver).await;
+    assert_eq!(received, [numbered(0, 100)]);
+    assert!(end.is_closed(), "{end}");
+    assert!(store.keys().is_empty(), "{:?}", store.keys());
+}
