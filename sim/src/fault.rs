@@ -134,6 +134,8 @@ pub struct Planned {
 pub struct FaultPlan {
     /// By time.
     pub faults: Vec<Planned>,
+    /// Which faults of the whole plan these are, if they are a part of one.
+    numbers: Option<Vec<usize>>,
 }
 
 /// What a plan may be drawn from.
@@ -156,6 +158,13 @@ pub struct Choice {
 }
 
 impl FaultPlan {
+    /// A plan of these faults.
+    #[must_use]
+    pub fn new(mut faults: Vec<Planned>) -> Self {
+        faults.sort_by_key(|planned| planned.at);
+        Self { faults, numbers: None }
+    }
+
     /// A plan drawn from a seed: bursts of faults, and quiet times between them.
     #[must_use]
     pub fn drawn(draws: &Draws, choice: &Choice) -> Self {
@@ -170,15 +179,15 @@ impl FaultPlan {
                 burst = between(draws, [Duration::ZERO, choice.within]);
             }
         }
-        faults.sort_by_key(|planned| planned.at);
-        Self { faults }
+        Self::new(faults)
     }
 
     /// The faults of these numbers only.
     #[must_use]
     pub fn only(&self, kept: &BTreeSet<usize>) -> Self {
-        let faults = self.faults.iter().enumerate().filter(|(number, _)| kept.contains(number));
-        Self { faults: faults.map(|(_, planned)| planned.clone()).collect() }
+        let kept = self.faults.iter().enumerate().filter(|(number, _)| kept.contains(number));
+        let (numbers, faults) = kept.map(|(number, planned)| (number, planned.clone())).unzip();
+        Self { faults, numbers: Some(numbers) }
     }
 
     /// When the last fault has passed. One that never does, such as a kill for good, has passed at once.
@@ -389,7 +398,8 @@ impl fmt::Display for FaultPlan {
         if self.faults.is_empty() {
             return f.write_str("  nothing goes wrong\n");
         }
-        for (number, Planned { at, fault }) in self.faults.iter().enumerate() {
+        let numbers = self.numbers.clone().unwrap_or_else(|| (0..self.faults.len()).collect());
+        for (number, Planned { at, fault }) in numbers.iter().zip(&self.faults) {
             writeln!(f, "  {number:>2}. at {at:?}: {fault}")?;
         }
         Ok(())

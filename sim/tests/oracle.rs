@@ -206,11 +206,22 @@ fn a_received_item_that_is_not_in_doubt_is_found() {
     assert_eq!(violations(&sent()[..3], failed(2, 0), gone()), [Violation::FalseCertainty { sequence: 2 }]);
 }
 
+/// Two were taken and one is in the inbox.
+const ONE_LEFT: ReceiverLook = ReceiverLook { taken: 2, queued_items: 1, held_bytes: 3, arriving_bytes: 0 };
+
 #[test]
 fn a_received_item_that_nobody_took_is_in_doubt_as_well() {
-    let look = ReceiverLook { taken: 2, queued_items: 1, held_bytes: 3, arriving_bytes: 0 };
-    let found = stream(&sent(), &sent()[..2]).sees_receiver(look).ended(failed(2, 0), gone()).violations();
-    assert_eq!(found, [Violation::FalseCertainty { sequence: 2 }]);
+    let mut stream = stream(&sent(), &sent()[..2]).sees_receiver(ONE_LEFT);
+    stream.oracle.sender_ended(&stream.sender, failed(2, 0));
+    stream.oracle.receiver_ended(&stream.receiver, ReceiverEnd::Left);
+    assert_eq!(stream.violations(), [Violation::FalseCertainty { sequence: 2 }]);
+}
+
+#[test]
+fn a_failure_that_overtakes_what_has_arrived_is_found() {
+    let stream = stream(&sent(), &sent()[..2]).sees_receiver(ONE_LEFT).ended(failed(2, 1), gone());
+    let expected = Violation::EndOvertook { end: gone().to_string(), delivered: 2, received: 3 };
+    assert_eq!(stream.violations(), [expected]);
 }
 
 #[test]

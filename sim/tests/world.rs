@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 const SECOND: Duration = Duration::from_secs(1);
 
 fn plan(faults: impl IntoIterator<Item = (Duration, Fault)>) -> FaultPlan {
-    FaultPlan { faults: faults.into_iter().map(|(at, fault)| Planned { at, fault }).collect() }
+    FaultPlan::new(faults.into_iter().map(|(at, fault)| Planned { at, fault }).collect())
 }
 
 /// The one violation of a run.
@@ -63,7 +63,7 @@ fn an_error_of_the_software_without_a_cause_is_found() {
 #[test]
 fn keys_that_are_left_are_found() {
     async fn leave(rank: Rank) -> Result<()> {
-        rank.store().await?.set("left", "behind".into()).await
+        rank.store().await?.set("left", "behind".into(), SECOND).await
     }
     let report = World::new(1, 1).leaves_no_keys(true).run(leave);
     assert!(violation(&report).contains("1 keys"), "{report}");
@@ -121,9 +121,9 @@ fn a_clock_that_jumps_is_ahead_and_the_others_are_not() {
 fn a_store_that_restarts_is_empty() {
     let faults = plan([(SECOND, Fault::Kill(Place::Store, Some(SECOND)))]);
     let report = World::new(1, 1).faults(faults).run(|rank| async move {
-        rank.store().await?.set("key", "value".into()).await?;
+        rank.store().await?.set("key", "value".into(), SECOND).await?;
         sleep(SECOND * 3).await;
-        let keys = rank.store().await?.num_keys().await?;
+        let keys = rank.store().await?.num_keys(SECOND).await?;
         rank.expect(keys == 0, || format!("{keys} keys"));
         Ok(())
     });

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use kvpipe::pipe::{Receiver, Sender};
-use kvpipe::{Error, Item, Pipe, PipeConfig, Result};
+use kvpipe::{Error, Item, PipeConfig, Result};
 use tokio::time::Instant;
 
 use super::{Rank, name_of};
@@ -32,12 +32,10 @@ pub struct ReceivingEnd {
 }
 
 impl SendingEnd {
-    pub(super) fn new(rank: &Rank, name: &str, pipe: &Pipe, config: &PipeConfig) -> Self {
+    pub(super) fn new(rank: &Rank, name: &str, sender: Sender, config: &PipeConfig) -> Self {
         let edge = EdgeName { pipe: name.into(), from: rank.number() };
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_sender(edge, config);
-        #[expect(clippy::expect_used, reason = "whoever opens a sending end has one")]
-        let sender = pipe.sender().expect("a pipe that sends").clone();
         state.senders.push((id.clone(), sender.clone()));
         drop(state);
         Self { rank: rank.clone(), id, name: name.into(), sender }
@@ -190,12 +188,10 @@ impl Drop for SendingEnd {
 }
 
 impl ReceivingEnd {
-    pub(super) fn new(rank: &Rank, name: &str, pipe: &Pipe, config: &PipeConfig) -> Self {
+    pub(super) fn new(rank: &Rank, name: &str, receiver: Receiver, config: &PipeConfig) -> Self {
         let from = (rank.number() + rank.world_size() - 1) % rank.world_size();
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_receiver(EdgeName { pipe: name.into(), from }, config);
-        #[expect(clippy::expect_used, reason = "whoever opens a receiving end has one")]
-        let receiver = pipe.receiver().expect("a pipe that receives").clone();
         state.receivers.push((id.clone(), receiver.clone()));
         drop(state);
         Self { rank: rank.clone(), id, name: name.into(), receiver }

@@ -143,30 +143,47 @@ impl Rank {
 
     /// A pipe whose ends are watched: every call is judged by the oracle. Pipes of the same name belong
     /// together.
+    ///
+    /// # Errors
+    /// None: the pipe has both ends.
     pub fn open(
         &self,
         name: &str,
         outgoing: impl Outgoing,
         incoming: impl Incoming,
         config: PipeConfig,
-    ) -> (SendingEnd, ReceivingEnd) {
+    ) -> Result<(SendingEnd, ReceivingEnd)> {
         let (pipe, driver) = Pipe::new(outgoing, incoming, config.clone());
         tokio::spawn(driver);
-        (SendingEnd::new(self, name, &pipe, &config), ReceivingEnd::new(self, name, &pipe, &config))
+        let (sender, receiver) = (pipe.sender()?.clone(), pipe.receiver()?.clone());
+        let ends =
+            (SendingEnd::new(self, name, sender, &config), ReceivingEnd::new(self, name, receiver, &config));
+        Ok(ends)
     }
 
     /// [`open`](Self::open) for one direction.
-    pub fn open_sender(&self, name: &str, outgoing: impl Outgoing, config: PipeConfig) -> SendingEnd {
+    ///
+    /// # Errors
+    /// None: the pipe has that end.
+    pub fn open_sender(&self, name: &str, outgoing: impl Outgoing, config: PipeConfig) -> Result<SendingEnd> {
         let (pipe, driver) = Pipe::send_only(outgoing, config.clone());
         tokio::spawn(driver);
-        SendingEnd::new(self, name, &pipe, &config)
+        Ok(SendingEnd::new(self, name, pipe.sender()?.clone(), &config))
     }
 
     /// [`open`](Self::open) for the other direction.
-    pub fn open_receiver(&self, name: &str, incoming: impl Incoming, config: PipeConfig) -> ReceivingEnd {
+    ///
+    /// # Errors
+    /// None: the pipe has that end.
+    pub fn open_receiver(
+        &self,
+        name: &str,
+        incoming: impl Incoming,
+        config: PipeConfig,
+    ) -> Result<ReceivingEnd> {
         let (pipe, driver) = Pipe::receive_only(incoming, config.clone());
         tokio::spawn(driver);
-        ReceivingEnd::new(self, name, &pipe, &config)
+        Ok(ReceivingEnd::new(self, name, pipe.receiver()?.clone(), &config))
     }
 
     /// An event for the trace.

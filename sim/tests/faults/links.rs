@@ -103,7 +103,7 @@ fn a_block_of_one_way_lets_the_other_through_up_to_a_window() {
             writer.shutdown().await.unwrap();
             assert_eq!(reader.read_u64().await.unwrap(), WINDOW_BYTES as u64 + 3000);
         };
-        finish(&network, &mut simulation(&network, move |stream| serve(stream), visit));
+        finish(&network, &mut simulation(&network, serve, visit));
     }
 }
 
@@ -251,7 +251,7 @@ fn a_reset_that_is_lost_is_told_to_whoever_sends_again() {
             let error = reader.read_u8().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         };
-        finish(&network, &mut simulation(&network, move |stream| serve(stream), visit));
+        finish(&network, &mut simulation(&network, serve, visit));
     }
 }
 
@@ -273,7 +273,7 @@ fn data_that_nobody_takes_is_sent_until_the_reset_that_answers_it_comes_through(
             let error = writer.write_u8(3).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BrokenPipe);
         };
-        finish(&network, &mut simulation(&network, move |stream| serve(stream), visit));
+        finish(&network, &mut simulation(&network, serve, visit));
     }
 }
 
