@@ -41,13 +41,14 @@ fn what_the_software_does_not_expect_is_found() {
         Ok(())
     });
     assert!(violation(&report).contains("rank 1: one too many"), "{report}");
-    assert!(report.to_string().contains("FAILED"), "{report}");
+    let printed = report.to_string();
+    assert!(printed.contains("FAILED: rank 1") && printed.contains("seed 1, 2 ranks"), "{printed}");
 }
 
 #[test]
 fn a_rank_that_panics_is_found() {
     let report = World::new(1, 1).run(|_rank| async move { panic!("by design") });
-    assert!(violation(&report).contains("panicked"), "{report}");
+    assert!(violation(&report).contains("rank 0: ") && violation(&report).contains("panicked"), "{report}");
 }
 
 #[test]

@@ -150,6 +150,24 @@ async fn a_farewell_without_a_last_word_does_not_keep_a_receiver_for_ever() {
     assert!(matches!(end, Error::PeerGone { .. }), "{end}");
 }
 
+/// Whatever the last word is: that all is taken, or that something is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_farewell_of_one_that_does_not_read_our_last_word_does_not_keep_a_receiver_for_ever() {
+    for last in [Frame::Close { items: 0 }, Frame::Goodbye] {
+        let store = MemoryStore::new();
+        let (receiver, base) = as_sender(&store).await;
+        store.set(&format!("{base}/data/0"), framed(std::slice::from_ref(&last)).into(), LONG).await.unwrap();
+        store.set(&format!("{base}/alive/sender"), Bytes::from_static(&[0xFF; 8]), LONG).await.unwrap();
+        let (_, end) = tokio::time::timeout(HANG, drain(&receiver)).await.expect("it hangs");
+        match last {
+            Frame::Goodbye => assert!(matches!(end, Error::PeerMisbehaved { .. }), "{end}"),
+            _ => assert!(end.is_closed(), "{end}"),
+        }
+        let left = store.num_keys(LONG).await.unwrap();
+        assert_eq!(left, 0, "{last:?} leaves keys");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_reason_of_an_abort_is_one_line_whatever_the_peer_writes() {
     let store = MemoryStore::new();

@@ -109,6 +109,14 @@ pub enum Violation {
         /// Its number.
         sequence: u64,
     },
+    /// Items are said to be in doubt that can't be.
+    #[error("{in_doubt} items are in doubt, and {in_flight} were on their way to somebody")]
+    FalseDoubt {
+        /// How many.
+        in_doubt: usize,
+        /// How many the statistics say are on their way.
+        in_flight: usize,
+    },
     /// Items are handed to the wire in order, so no doubt can follow certainty.
     #[error("item {sequence} is in doubt, and one before it is not")]
     DoubtAfterCertainty {
@@ -162,6 +170,14 @@ pub enum Violation {
     DeathUnnoticed {
         /// Who died.
         peer: usize,
+        /// Simulated time.
+        after: Duration,
+    },
+    /// The software of a rank has ended, and a pipe of its has not.
+    #[error("{drivers} drivers of pipes still run {after:?} after the world was healed")]
+    DriversLeft {
+        /// How many.
+        drivers: usize,
         /// Simulated time.
         after: Duration,
     },

@@ -85,7 +85,7 @@ async fn use_pipe(
     };
     let (sender, receiver) = workload.settings.open(rank, store, name, sides).await?;
     let plan = Plan::drawn(workload, rank, attempt);
-    rank.happened(plan.ending.name());
+    rank.happened(&format!("leaves: {}", plan.ending));
     let (sender, receiver) = (sender.map(Rc::new), receiver.map(Rc::new));
     let mut tasks = JoinSet::new();
     if let Some(sender) = &sender {
@@ -201,14 +201,14 @@ async fn send_one(end: &SendingEnd, draws: &Draws, item: Item) -> Result<()> {
             Err(Error::Timeout { .. }) if end.failure().is_none() => Ok(()),
             sent => sent.map(drop),
         },
-        2 => end.reserve_and_send(bytes + draws.bytes(0..=1000), item).await.map(drop),
+        2 => end.reserve_and_send(bytes + draws.bytes(0..=1000), patience, item).await.map(drop),
         3 => {
             // Cancelled at any point, and what it gives up the next one gets.
             let _ = tokio::time::timeout(patience, end.send(item.clone())).await;
             Ok(())
         }
         4 => {
-            end.reserve_in_vain(bytes).await?;
+            end.reserve_in_vain(bytes, patience).await?;
             end.send(item).await.map(drop)
         }
         _ => end.send(item).await.map(drop),
@@ -292,16 +292,5 @@ async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
 async fn dawdle(draws: &Draws) {
     if draws.one_in(4) {
         tokio::time::sleep(Duration::from_millis(draws.between(1..=30))).await;
-    }
-}
-
-impl Ending {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Orderly => "ending: orderly",
-            Self::StopReceiving => "ending: stops receiving",
-            Self::Abort => "ending: aborts",
-            Self::Drop => "ending: drops everything",
-        }
     }
 }

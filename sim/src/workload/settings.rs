@@ -157,8 +157,14 @@ impl fmt::Display for Settings {
         let PipeConfig { budget_bytes, window_bytes, max_items, close_timeout, .. } = pipe;
         writeln!(
             f,
-            "  {wire:?}, budget {budget_bytes}, window {window_bytes}, {max_items} items, heartbeat {heartbeat:?}, \
-             reconnect {reconnect:?}, close {close_timeout:?}, checksum {checksum}, secret {secret}"
+            "  over {}, budget {budget_bytes} bytes, window {window_bytes} bytes, at most {max_items} items,\n  \
+             limits: heartbeat {heartbeat:?}, reconnect {reconnect:?}, close {close_timeout:?}{}{}",
+            match wire {
+                Wire::Tcp => "tcp",
+                Wire::Store => "the store",
+            },
+            if *checksum { ", checksums" } else { "" },
+            if *secret { ", a secret" } else { "" },
         )
     }
 }

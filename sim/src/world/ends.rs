@@ -70,25 +70,29 @@ impl SendingEnd {
         self.sent("send_timeout", &item, sent)
     }
 
-    /// [`Sender::reserve`], and then the permit is used.
+    /// [`Sender::reserve`], and after a while the permit is used.
     ///
     /// # Errors
     /// As there.
-    pub async fn reserve_and_send(&self, bytes: usize, item: Item) -> Result<u64> {
+    pub async fn reserve_and_send(&self, bytes: usize, pause: Duration, item: Item) -> Result<u64> {
         let permit = match self.rank.waits("reserve", self.sender.reserve(bytes)).await {
             Ok(permit) => permit,
             Err(error) => return self.sent("reserve", &item, Err(error)),
         };
+        tokio::time::sleep(pause).await;
         let sent = permit.send(item.clone());
         self.sent("a permit's send", &item, sent)
     }
 
-    /// [`Sender::reserve`], and then the permit is dropped.
+    /// [`Sender::reserve`], and after a while the permit is dropped.
     ///
     /// # Errors
     /// As there.
-    pub async fn reserve_in_vain(&self, bytes: usize) -> Result<()> {
-        drop(self.rank.waits("reserve", self.sender.reserve(bytes)).await?);
+    pub async fn reserve_in_vain(&self, bytes: usize, pause: Duration) -> Result<()> {
+        let permit = self.rank.waits("reserve", self.sender.reserve(bytes)).await;
+        let permit = permit.inspect_err(|error| self.judge("reserve", error))?;
+        tokio::time::sleep(pause).await;
+        drop(permit);
         Ok(())
     }
 
@@ -115,6 +119,7 @@ impl SendingEnd {
 
     /// See [`Sender::abort`].
     pub fn abort(&self, reason: &str) {
+        self.rank.shared().lock().oracle.aborts(&self.id);
         self.note("aborts");
         self.sender.abort(reason);
     }
@@ -138,7 +143,8 @@ impl SendingEnd {
             }
         }
         let acknowledged = stats.delivered_items;
-        let end = SenderEnd { closed: closed.clone(), undelivered, acknowledged };
+        let in_flight = stats.in_flight_items;
+        let end = SenderEnd { closed: closed.clone(), undelivered, acknowledged, in_flight };
         self.rank.shared().lock().look_and_end(&self.id, end);
         closed
     }
@@ -167,7 +173,7 @@ impl SendingEnd {
     }
 
     fn judge(&self, call: &'static str, error: &Error) {
-        judge(&self.rank, &self.id, call, error);
+        judge(&self.rank, (&self.id, true), call, error);
     }
 
     fn note(&self, event: impl Display) {
@@ -257,7 +263,7 @@ impl ReceivingEnd {
             Err(_) if call == "recv_timeout" && self.is_a_deadline(&received) => {}
             Err(error) => {
                 self.note(format_args!("ended: {error}"));
-                judge(&self.rank, &self.id, call, error);
+                judge(&self.rank, (&self.id, false), call, error);
                 let end = ReceiverEnd::Saw(error.clone());
                 self.rank.shared().lock().oracle.receiver_ended(&self.id, end);
             }
@@ -295,10 +301,12 @@ impl super::State {
     }
 }
 
-fn judge(rank: &Rank, id: &EndId, call: &'static str, error: &Error) {
+fn judge(rank: &Rank, (id, sends): (&EndId, bool), call: &'static str, error: &Error) {
     rank.happened(name_of(error));
-    if !rank.expectations().allow(error) {
-        rank.shared().lock().oracle.finds(id, Violation::no_cause(call, error));
+    let mut state = rank.shared().lock();
+    let met = state.oracle.has_met(id, sends);
+    if !rank.expectations().allow(error, met, rank.now()) {
+        state.oracle.finds(id, Violation::no_cause(call, error));
     }
 }
 

@@ -8,6 +8,20 @@
 //!
 //! # Testing what is built on kvpipe
 //!
+//! A service can be run in a world if it is generic over [`Net`](kvpipe::net::Net), tells time by
+//! `tokio::time` only, takes random bytes from [`Rank::entropy`], and starts no threads (`spawn_blocking`
+//! included); and its runs repeat if it does not depend on the order of a `HashMap` or of an unbiased
+//! `select!`. What a pipe of its own must not do, its own checks have to say ([`Rank::expect`], the error
+//! that it returns); a pipe from [`Rank::open`] is judged by the oracle, call by call. Of the rest, every
+//! world looks for ranks that panic, that wait for ever, and that fail without a cause.
+//!
+//! In another project, kvpipe and kvpipe-sim must come from the same place, or their types differ:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! kvpipe-sim = { git = "...", rev = "..." }   # and kvpipe = { git = "...", rev = "..." } of the same
+//! ```
+//!
 //! A service of two ranks: rank 0 asks, rank 1 answers with the double. It is wrong in nothing, in any
 //! world of a hundred:
 //!
@@ -105,6 +119,8 @@ pub(crate) struct State {
     /// Pipes that are looked at after every step. They are forgotten when their ends are dropped.
     pub(crate) senders: Vec<(EndId, kvpipe::pipe::Sender)>,
     pub(crate) receivers: Vec<(EndId, kvpipe::pipe::Receiver)>,
+    /// Drivers of pipes that have not ended.
+    pub(crate) drivers: usize,
     /// Who waits for what.
     pub(crate) waiting: BTreeMap<u64, (usize, &'static str)>,
     pub(crate) calls: u64,
@@ -177,7 +193,8 @@ impl World {
         Self { patience, ..self }
     }
 
-    /// Which errors the ends that [`Rank::open`] gives may see. By default any.
+    /// Which errors the ends that [`Rank::open`] gives may see, and which the software of a rank may return.
+    /// See [`Expectations`] for the default.
     #[must_use]
     pub fn expects(self, expectations: Expectations) -> Self {
         Self { expectations, ..self }
@@ -218,7 +235,7 @@ impl World {
         let mut state = shared.lock();
         let State { oracle, lives, happened, .. } = std::mem::take(&mut *state);
         drop(state);
-        Report::new(oracle, &lives, happened, struck, &network, simulated)
+        Report::new(&self, oracle, &lives, happened, struck, &network, simulated)
     }
 
     fn add_store(&self, sim: &mut Sim<'static>, network: &Network, shared: &Shared) {
@@ -262,7 +279,9 @@ impl World {
             let (software, shared) = (software.clone(), shared.clone());
             async move {
                 shared.keep_clock(Place::Rank(rank));
-                let result = software(handle.clone()).await;
+                let running = tokio::task::spawn_local(software(handle.clone()));
+                let result =
+                    running.await.unwrap_or_else(|panic| Err(Error::Bug(format!("it panicked: {panic}"))));
                 handle.ends(&result);
                 shared.ends(rank, result);
                 // A host whose software has ended still refuses connections, and is not off the network.
@@ -381,9 +400,9 @@ impl State {
         }
     }
 
-    /// Whether no rank has anything left to do.
+    /// Whether no rank and no pipe has anything left to do.
     fn is_over(&self) -> bool {
-        self.lives.values().all(|life| !life.running)
+        self.drivers == 0 && self.lives.values().all(|life| !life.running)
     }
 
     /// Whether no keys are left, or that was complained of.
@@ -399,6 +418,10 @@ impl State {
     }
 
     fn complain_of_waiting(&mut self, after: Duration) {
+        if self.lives.values().all(|life| !life.running) {
+            let drivers = self.drivers;
+            self.oracle.finds("the ranks", Violation::DriversLeft { drivers, after });
+        }
         for (rank, life) in &self.lives {
             if life.running {
                 let calls = self.waiting.values().filter(|(who, _)| who == rank);

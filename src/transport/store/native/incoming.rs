@@ -74,6 +74,8 @@ pub(in crate::transport::store) async fn run<S: Store>(
         None => false,
         Some(word) => {
             fall_silent(&pulse, speaking).await;
+            // A peer that has said farewell and then died would be excused for ever.
+            pulse.set_waiting(true);
             end.say_last(word);
             // The peer clears up when it has read it; one that has given up on us does not.
             let heard = async {
