@@ -20,14 +20,14 @@
 //!
 //! | | `next`, `try_next` | `settle` | `rewind` | `failed`, `progress` | returns | driver dropped |
 //! |---|---|---|---|---|---|---|
-//! | `send`, `reserve` | in_order | last_release, two_waiters, pipe_backpressure | · | · | fail_waiting | driver_dropped |
+//! | `send`, `reserve` | in_order | last_release, moved_waiting, pipe_backpressure | · | · | fail_waiting | driver_dropped |
 //! | `send` cancelled, `send_timeout` | · | cancel_settle | · | · | · | · |
 //! | `try_send` | · | · | · | · | · | · |
 //! | permit sent, sent short, dropped | · | · | · | · | · | · |
 //! | `finish` | pipe_in_order | close_settle_waiting | · | · | · | · |
-//! | `close` | rewind_next | close_settle_waiting, patience | rewind_next | patience | fail_at_item | drop_flush_close |
+//! | `close` | rewind_close | close_settle_waiting, patience | rewind_close | patience | fail_at_item | drop_flush_close |
 //! | `abort` | abort_waiting | · | · | · | · | · |
-//! | `flush` | · | flush_settled, flush_two | · | flush_settled | · | drop_flush_close |
+//! | `flush` | · | flush_settled, flush_two | rewind_next | flush_settled | · | drop_flush_close |
 //! | `undelivered`, `stats`, `failure` | undelivered | undelivered | · | · | lost_acknowledgement | driver_dropped |
 //! | last drop | sender_dropped | · | · | patience_failed | · | · |
 //!
@@ -73,15 +73,16 @@
 //!
 //! | | `arrival` | `acknowledge` | last word, cut | receiving end dropped |
 //! |---|---|---|---|---|
-//! | item | wire_close | · | wire_left, wire_cut | wire_receiver_gone |
+//! | item | wire_close | wire_acknowledged | wire_left, wire_cut | wire_receiver_gone |
 //! | close | wire_close | wire_close | wire_close, wire_cut | wire_receiver_gone |
 //! | abort | wire_abort | · | · | · |
-//! | `response` | · | wire_close | wire_left, wire_cut | wire_receiver_gone |
+//! | `response` | · | wire_acknowledged | wire_left, wire_cut | wire_receiver_gone |
 //! | sending end dropped | wire_sender_gone | · | · | · |
 //!
 //! Here `·` is a pair that can't race (`response` and `arrival` wait for others), or is one section
 //! against one section without anybody waiting for it. Its gate: gate. Whole pipes are in [`pipe`],
-//! for close against close (close_both) and for the accounts after a failure.
+//! for close against close (close_both), for a receiver that is
+//! dropped with the sender waiting behind it (receiver_dropped) and for the accounts after a failure.
 //!
 //! # What loom does not see
 //!

@@ -185,6 +185,22 @@ fn the_driver_is_dropped_while_both_halves_wait() {
 }
 
 #[test]
+fn a_waiting_send_moves_to_another_task() {
+    explore("moved_waiting", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(drain), budget(1));
+        pipe.try_send(item(1, 0)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        let mut waiting = Box::pin(pipe.send(item(1, 1)));
+        if !block_on(poll_once(&mut waiting)) {
+            // Another waker: the first one wakes nobody any more.
+            assert_eq!(block_on(waiting).unwrap(), 1);
+        }
+        pipe.sender().unwrap().finish();
+        driver.join().unwrap();
+    });
+}
+
+#[test]
 fn a_flush_ends_with_the_acknowledgement_and_not_with_other_progress() {
     explore("flush_settled", BOUND, || {
         let (pipe, driver) = Pipe::send_only(
@@ -239,27 +255,40 @@ fn the_driver_is_dropped_during_a_flush_and_a_close() {
     });
 }
 
+/// One half of a transport waits for items while the other learns that the peer holds none of those
+/// handed out.
+fn rewind_at_the_end(items: &Outbox) -> Steps<'_> {
+    Box::pin(async move {
+        assert_eq!(items.next().await?.unwrap().0, 0);
+        let (next, ()) = join(items.next(), async { items.rewind(0) }).await;
+        let again = match next? {
+            Some(again) => again,
+            // The user's close came before it.
+            None => items.next().await?.unwrap(),
+        };
+        assert_eq!(again.0, 0);
+        items.settle(1);
+        drain(items).await
+    })
+}
+
 #[test]
 fn a_rewind_while_the_transport_waits_for_the_next_item() {
     explore("rewind_next", BOUND, || {
-        let (pipe, driver) = Pipe::send_only(
-            consumer(|items| {
-                Box::pin(async move {
-                    assert_eq!(items.next().await?.unwrap().0, 0);
-                    // One half of a transport waits for items while the other learns that the peer
-                    // holds none. A user's close may come before it.
-                    let (next, ()) = join(items.next(), async { items.rewind(0) }).await;
-                    let again = match next? {
-                        Some(again) => again,
-                        None => items.next().await?.unwrap(),
-                    };
-                    assert_eq!(again.0, 0);
-                    items.settle(1);
-                    drain(items).await
-                })
-            }),
-            budget(1),
-        );
+        let (pipe, driver) = Pipe::send_only(consumer(rewind_at_the_end), budget(1));
+        pipe.try_send(item(1, 0)).unwrap();
+        let driver = thread::spawn(move || block_on(driver));
+        // Nothing else wakes the transport.
+        block_on(pipe.flush()).unwrap();
+        pipe.sender().unwrap().finish();
+        driver.join().unwrap();
+    });
+}
+
+#[test]
+fn a_rewind_while_the_user_closes() {
+    explore("rewind_close", BOUND, || {
+        let (pipe, driver) = Pipe::send_only(consumer(rewind_at_the_end), budget(1));
         pipe.try_send(item(1, 0)).unwrap();
         let driver = thread::spawn(move || block_on(driver));
         pipe.blocking_close().unwrap();

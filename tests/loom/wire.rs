@@ -47,6 +47,21 @@ fn an_item_and_the_close_against_their_acknowledgements() {
 }
 
 #[test]
+fn an_acknowledgement_with_nothing_behind_it() {
+    explore("wire_acknowledged", BOUND, || {
+        let ((sender, sending), (receiver, receiving)) = edge(Script::new());
+        sender.try_send(item(1, 1)).unwrap();
+        let flush = async {
+            sender.flush().await.unwrap();
+            drop(sender);
+        };
+        let receiving = thread::spawn(move || block_on(join(receiving, receive_all(&receiver))).1.0);
+        block_on(join(sending, flush));
+        assert_eq!(receiving.join().unwrap(), [1]);
+    });
+}
+
+#[test]
 fn an_abort_against_a_receiver_that_waits() {
     explore("wire_abort", BOUND, || {
         let ((sender, sending), (receiver, receiving)) = edge(Script::new());
