@@ -171,3 +171,48 @@ async fn a_transport_sees_the_room_what_was_taken_and_that_the_user_left() {
     within(pipe.close()).await.unwrap();
     assert_eq!(pipe.receiver().unwrap().failure().map(drop), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_ends_before_its_outbox_is_a_bug() {
+    let (pipe, driver) = sending(|items| {
+        Box::pin(async move {
+            items.next().await?;
+            items.settle(1);
+            // The user has not closed: more may come.
+            Ok(())
+        })
+    });
+    pipe.try_send(None).unwrap();
+    within(driver).await.unwrap();
+    let failure = pipe.sender().unwrap().failure();
+    assert!(matches!(failure, Some(Error::Bug(_))), "{failure:?}");
+
+    let (pipe, _driver) = sending(|items| {
+        Box::pin(async move {
+            while items.next().await?.is_some() {}
+            // Nothing is acknowledged.
+            Ok(())
+        })
+    });
+    pipe.try_send(None).unwrap();
+    let closed = within(pipe.close()).await;
+    assert!(matches!(closed, Err(Error::Bug(_))), "{closed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_gives_up_says_how_many_items_are_missing() {
+    for (sent, missing) in [(2, "1 item"), (3, "2 items")] {
+        let (pipe, _driver) = sending(|items| {
+            Box::pin(async move {
+                items.next().await?;
+                items.settle(1);
+                pending().await
+            })
+        });
+        for _ in 0..sent {
+            pipe.try_send(None).unwrap();
+        }
+        let late = within(pipe.close()).await.unwrap_err().to_string();
+        assert!(late.ends_with(&format!("rank 1 to acknowledge the last {missing}")), "{late}");
+    }
+}
