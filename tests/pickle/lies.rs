@@ -191,7 +191,7 @@ fn counts_and_data_agree() {
     let disagree = "malformed: two counts of a storage's items that do not agree";
     assert_eq!(with(3, 2, 8), disagree);
     assert_eq!(with(2, 3, 8), disagree);
-    assert_eq!(with(2, 2, 9), "1 trailing bytes after the message");
+    assert_eq!(with(2, 2, 10), "2 trailing bytes after the message");
     assert_eq!(with(2, 2, 7), "the message is truncated");
     assert_eq!(with(HUGE, HUGE, 8), "the message is truncated");
     assert_eq!(with(i64::MAX, i64::MAX, 8), "the message is truncated");
