@@ -353,4 +353,24 @@ pub(crate) const BUGS: &[Bug] = &[
         )],
         finder: Finder::Seeds,
     },
+    Bug {
+        name: "hasty-abort",
+        what: "whoever aborts leaves before a receiver whose inbox is full has read it",
+        edits: &[(
+            TCP_OUT,
+            "                let _ = reading.await;\n",
+            "                let _ = timeout(GOODBYE, reading).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "farewell-excused",
+        what: "a receiver over the store waits for ever for one that said farewell and died",
+        edits: &[(
+            "src/transport/store/native/incoming.rs",
+            "            pulse.set_waiting(true);\n",
+            "            pulse.set_waiting(false);\n",
+        )],
+        finder: Finder::Seeds,
+    },
 ];
