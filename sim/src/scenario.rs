@@ -109,7 +109,7 @@ impl Scenario {
     pub fn about(self) -> &'static str {
         match self {
             Self::Calm => "two ranks over tcp, and nothing goes wrong",
-            Self::Pair => "two ranks over tcp, resets and short delays, which nobody may notice",
+            Self::Pair => "two ranks over tcp, resets and delays nobody may notice",
             Self::NoResume => "two ranks over tcp that may not resume, and resets",
             Self::Ring => "2 to 5 ranks and a group, resets and short delays",
             Self::Partitions => "2 to 5 ranks, partitions of any length",
