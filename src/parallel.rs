@@ -145,16 +145,21 @@ pub fn pipeline_partition(
 /// # Errors
 /// As [`pipeline_partition`], naming the variable; also if the variable is not Unicode.
 pub fn pipeline_partition_from_env(layers: usize, rank: usize, size: usize) -> Result<Range<usize>> {
-    let unicode = |value: OsString| {
-        value
-            .into_string()
-            .map_err(|value| Error::Misuse(format!("{PARTITION_VARIABLE}: {value:?} is not Unicode")))
-    };
-    match env::var_os(PARTITION_VARIABLE).map(unicode).transpose()? {
-        None => pipeline_partition(layers, rank, size, None),
-        Some(list) => pipeline_partition(layers, rank, size, Some(&list))
-            .map_err(|error| Error::Misuse(format!("{PARTITION_VARIABLE}: {error}"))),
-    }
+    partition_of_variable(layers, rank, size, env::var_os(PARTITION_VARIABLE))
+}
+
+fn partition_of_variable(
+    layers: usize,
+    rank: usize,
+    size: usize,
+    value: Option<OsString>,
+) -> Result<Range<usize>> {
+    let Some(value) = value else { return pipeline_partition(layers, rank, size, None) };
+    let list = value
+        .into_string()
+        .map_err(|value| Error::Misuse(format!("{PARTITION_VARIABLE}: {value:?} is not Unicode")))?;
+    pipeline_partition(layers, rank, size, Some(&list))
+        .map_err(|error| Error::Misuse(format!("{PARTITION_VARIABLE}: {error}")))
 }
 
 /// Refused with what is wrong with the list.
@@ -313,31 +318,40 @@ mod tests {
         assert_eq!(refusal(7, 0, 0, None), "pipeline rank 0 is beyond the pipeline size 0");
     }
 
-    /// Run by the test below, in a process with another environment.
     #[test]
-    #[ignore = "a part of the_environment_gives_the_partition"]
-    fn prints_the_partition_of_the_environment() {
-        println!("\n{:?}", pipeline_partition_from_env(7, 1, 2).map_err(|error| error.to_string()));
-    }
-
-    fn partition_with(value: Option<&str>) -> String {
-        let mut child = Command::new(env::current_exe().unwrap());
-        child.args(["--ignored", "--exact", "--nocapture"]);
-        child.arg("parallel::tests::prints_the_partition_of_the_environment").env_remove(PARTITION_VARIABLE);
-        child.envs(value.map(|value| (PARTITION_VARIABLE, value)));
-        let output = String::from_utf8(child.output().unwrap().stdout).unwrap();
-        let line = output.lines().find(|line| line.starts_with("Ok(") || line.starts_with("Err("));
-        line.expect(&output).to_owned()
-    }
-
-    #[test]
-    fn the_environment_gives_the_partition() {
-        assert_eq!(partition_with(None), "Ok(4..7)");
-        assert_eq!(partition_with(Some("2,5")), "Ok(2..7)");
+    fn a_variable_that_is_set_is_an_explicit_partition() {
+        let partition = |value: Option<&str>| partition_of_variable(7, 1, 2, value.map(OsString::from));
+        assert_eq!(partition(None).unwrap(), 4..7);
+        assert_eq!(partition(Some("2,5")).unwrap(), 2..7);
         for bad in ["", "12,-5"] {
-            let error = partition_with(Some(bad));
-            assert!(error.starts_with("Err(\"VLLM_PP_LAYER_PARTITION: the layer partition "), "{error}");
+            let error = partition(Some(bad)).unwrap_err().to_string();
+            assert!(error.starts_with("VLLM_PP_LAYER_PARTITION: the layer partition "), "{error}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_not_unicode_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let value = OsString::from_vec(b"3,\xff".into());
+        let error = partition_of_variable(7, 1, 2, Some(value)).unwrap_err().to_string();
+        assert_eq!(error, r#"VLLM_PP_LAYER_PARTITION: "3,\xFF" is not Unicode"#);
+    }
+
+    #[test]
+    fn the_variable_is_read_from_the_environment() {
+        let value = "2,5";
+        if env::var(PARTITION_VARIABLE).as_deref() == Ok(value) {
+            assert_eq!(pipeline_partition_from_env(7, 1, 2).unwrap(), 2..7);
+            return;
+        }
+        // Once more, in a process with another environment: that of this one is everybody's.
+        let mut again = Command::new(env::current_exe().unwrap());
+        again.args(["--exact", "parallel::tests::the_variable_is_read_from_the_environment"]);
+        let output = again.env(PARTITION_VARIABLE, value).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
     }
 
     /// The inverse of splitting: row by row, each part's share.

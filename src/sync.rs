@@ -1,13 +1,18 @@
 //! std or loom: the only place that names either.
 //!
 //! Everything that loom must see (the queue, the pipe, the memory transport) takes its lock from here,
-//! and has no other way for threads to meet. Reference counts are std's also under loom: nothing
-//! depends on when they reach zero.
+//! and has no other way for threads to meet; what of it waits for a time, waits here. Reference counts
+//! are std's also under loom: nothing depends on when they reach zero.
 
 #[cfg(loom)]
 pub(crate) use loom::{future::block_on, sync::MutexGuard};
 #[cfg(not(loom))]
 pub(crate) use std::sync::MutexGuard;
+#[cfg(loom)]
+use std::time::Duration;
+
+#[cfg(not(loom))]
+pub(crate) use tokio::time::{sleep, timeout};
 
 /// A mutex whose `lock` can't fail: a panic of another holder does not take ours down, because no
 /// critical section here leaves a broken state behind.
@@ -55,5 +60,23 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             Poll::Ready(output) => return output,
             Poll::Pending => std::thread::park(),
         }
+    }
+}
+
+/// Loom has no time: what takes no time is over at once, and everything else never.
+#[cfg(loom)]
+pub(crate) async fn sleep(duration: Duration) {
+    if !duration.is_zero() {
+        std::future::pending().await
+    }
+}
+
+/// As [`sleep`]: nothing is ready in no time but what is ready already.
+#[cfg(loom)]
+pub(crate) async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Duration> {
+    tokio::select! {
+        biased;
+        output = future => Ok(output),
+        () = sleep(duration) => Err(duration),
     }
 }

@@ -1,42 +1,60 @@
-//! The simulation as a part of the ordinary tests: two ranks on a simulated network whose connection
-//! is cut, for a list of seeds. What fails here is repeated by
-//! `cargo run --manifest-path sim/Cargo.toml -- --seed N --scenario NAME --trace`.
+//! The simulation as a part of the ordinary tests: some seeds of each scenario, and every seed that
+//! once showed a bug. What fails here is repeated by
+//! `cargo run --release --manifest-path sim/Cargo.toml -- --scenario NAME --seed N --trace`.
 #![cfg(not(loom))]
 
-use kvpipe_sim::scenario::{Scenario, run};
+use kvpipe_sim::scenario::{Case, Scenario};
 
-/// sim/tests has more of them; these are run unoptimised.
-const SEEDS: std::ops::Range<u64> = 0..12;
+/// sim/tests has more of them, and the runner any number; these are run unoptimised.
+const SEEDS: std::ops::Range<u64> = 1_000..1_008;
 
-fn no_promise_is_broken(scenario: Scenario) {
-    for seed in SEEDS {
-        if let Err(wrong) = run(scenario, seed).judgement {
-            panic!("--seed {seed} --scenario {}: {wrong:#?}", scenario.name());
+fn holds(case: &Case) {
+    let report = case.run();
+    assert!(report.is_good(), "{case}\n{}{report}", case.setup());
+}
+
+macro_rules! scenarios {
+    ($($name:ident: $scenario:ident,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                SEEDS.for_each(|seed| holds(&Case::new(Scenario::$scenario, seed)));
+            }
+        )*
+
+        #[test]
+        fn every_scenario_is_here() {
+            assert_eq!([$(Scenario::$scenario),*], Scenario::ALL);
         }
-    }
+    };
 }
 
-#[test]
-fn what_is_sent_over_a_simulated_network_arrives() {
-    no_promise_is_broken(Scenario::Calm);
+scenarios! {
+    what_is_sent_over_a_calm_network_arrives: Calm,
+    short_faults_are_not_noticed: Pair,
+    a_reset_without_resume_leaves_the_sender_informed: NoResume,
+    short_faults_are_not_noticed_in_a_ring: Ring,
+    partitions_leave_everybody_informed: Partitions,
+    killed_ranks_leave_the_others_informed: Crashes,
+    edges_outlive_the_store: StoreOutage,
+    short_faults_are_not_noticed_over_a_store: StoreWire,
+    a_store_that_dies_leaves_everybody_informed: StoreWireFaults,
+    clocks_that_jump_break_no_promise: Clocks,
+    whoever_leaves_leaves_the_other_informed: Leavers,
+    what_vllm_sends_arrives: Vllm,
+    anything_at_once_breaks_no_promise: Chaos,
 }
 
-#[test]
-fn a_simulated_cut_is_resumed_without_loss_or_duplicate() {
-    no_promise_is_broken(Scenario::OneCut);
-}
+/// Seeds that failed once, and why. They depend on what the simulation draws, so one that is made to draw
+/// otherwise needs new ones.
+const ONCE_FAILED: [(Scenario, u64); 2] = [
+    // A receiver over the store waited for ever for a sender that had said farewell and then died.
+    (Scenario::StoreWireFaults, 512),
+    // An abort did not reach a receiver whose inbox was full for more than a second.
+    (Scenario::Leavers, 330),
+];
 
 #[test]
-fn two_simulated_cuts_are_resumed_without_loss_or_duplicate() {
-    no_promise_is_broken(Scenario::TwoCuts);
-}
-
-#[test]
-fn a_simulated_cut_does_not_spoil_a_close() {
-    no_promise_is_broken(Scenario::CutWhileClosing);
-}
-
-#[test]
-fn a_simulated_cut_without_resume_leaves_the_sender_informed() {
-    no_promise_is_broken(Scenario::CutWithoutResume);
+fn seeds_that_once_failed_do_not_any_more() {
+    ONCE_FAILED.into_iter().for_each(|(scenario, seed)| holds(&Case::new(scenario, seed)));
 }

@@ -1,12 +1,31 @@
-//! What must hold for every decoder of `kvpipe::wire`, whatever the bytes; the store's parsers, which
-//! keep what was cut off, and pickles, which have several forms, have targets of their own shape.
+//! The fuzz targets, and what must hold for every decoder of `kvpipe::wire`, whatever the bytes; the
+//! others have checks of their own shape.
 //!
-//! Run a target from the repository's root, and let it start from the hand-made messages in
-//! `fuzz/corpus`:
+//! Run a target from the repository's root; it starts from the inputs in `fuzz/corpus`, and
+//! keeps what it finds beside them, where git does not look:
 //!
 //! ```text
 //! cargo +nightly fuzz run metadata -- -max_total_time=60
 //! ```
+//!
+//! | `cargo +nightly fuzz run ...` | what it is given |
+//! |---|---|
+//! | `metadata` | an item's metadata |
+//! | `metadata_structured` | the same field by field, one of which is wrong |
+//! | `frame` | frames of both directions of an edge |
+//! | `handshake` | the four messages of a handshake |
+//! | `object` | objects of a native group |
+//! | `pickle` | pickles, as vLLM sends them |
+//! | `session` | both ends of an edge whose connections break, are late, and are doubled |
+//! | `session_hostile` | each end of an edge with a peer that says anything |
+//! | `store_request` | a client's bytes, parsed and carried out |
+//! | `store_reply` | a server's bytes, parsed |
+//! | `store_state` | requests of several clients, which come and go, beside a model of the server |
+//! | `store_edge` | what the ends of an edge over a store find in it |
+//! | `safetensors` | files of tensors, beside the crate of that name |
+//! | `kv_transfer_config` | vLLM's configuration, in JSON |
+//!
+//! A crash that was found and mended is a test on stable, and its input stays in the corpus.
 
 use kvpipe::wire::DecodeError;
 

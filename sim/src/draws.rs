@@ -6,7 +6,10 @@ use kvpipe::entropy::Entropy;
 
 /// A stream of decisions, the same for the same seed. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Draws(Entropy);
+pub struct Draws {
+    seed: u64,
+    entropy: Entropy,
+}
 
 impl Draws {
     /// The stream of `seed` that belongs to `purpose`: what one part of a simulation draws does not
@@ -14,7 +17,25 @@ impl Draws {
     #[must_use]
     pub fn new(seed: u64, purpose: &str) -> Self {
         let named = purpose.bytes().fold(seed, |mixed, byte| mix(mixed, u64::from(byte)));
-        Self(Entropy::seeded(named))
+        Self { seed: named, entropy: Entropy::seeded(named) }
+    }
+
+    /// The stream of a part of this purpose, whatever was drawn from this one before.
+    #[must_use]
+    pub fn fork(&self, part: &str) -> Self {
+        Self::new(self.seed, part)
+    }
+
+    /// The same stream as random bytes, for production code.
+    #[must_use]
+    pub fn entropy(&self) -> Entropy {
+        self.entropy.clone()
+    }
+
+    /// One of them; none of none.
+    #[must_use]
+    pub fn pick<'a, T>(&self, among: &'a [T]) -> Option<&'a T> {
+        among.get(self.bytes(0..=among.len().checked_sub(1)?))
     }
 
     /// A number of the range.
@@ -44,7 +65,7 @@ impl Draws {
 
     fn any(&self) -> u64 {
         // A seeded source has no way to fail.
-        self.0.next_u64().unwrap_or_default()
+        self.entropy.next_u64().unwrap_or_default()
     }
 }
 

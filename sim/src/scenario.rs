@@ -1,361 +1,372 @@
-//! Two ranks and a store, and what goes wrong between them.
+//! Named families of worlds: what the ranks do, and what may go wrong.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
-use kvpipe::entropy::Entropy;
-use kvpipe::store::Limits;
-use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
-use kvpipe::tensor::BufferPool;
-use kvpipe::transport::Ring;
-use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing};
-use kvpipe::{Error, Item, Pipe, PipeConfig, Result, pipe};
-use tokio::sync::Barrier;
-
 use crate::draws::Draws;
-use crate::items::items;
-use crate::net::{Conditions, Network, SimNet};
-use crate::oracle::{Oracle, SenderEnd, Verdict};
+use crate::fault::{Choice, Fault, FaultPlan, Kind, Place};
+use crate::workload::items::Sizes;
+use crate::workload::{Ending, Pace, Settings, Traffic, Wire, Workload};
+use crate::world::{Expectations, Report, World};
 
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A family of worlds, one for each seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scenario {
-    /// Nothing.
+    /// Two ranks over tcp, and nothing goes wrong.
     Calm,
-    /// The ranks' connection is cut once, anywhere.
-    OneCut,
-    /// Twice, the second time often while it is being resumed.
-    TwoCuts,
-    /// Once, after the sender has begun to close.
-    CutWhileClosing,
-    /// Once, and the ranks are told not to resume.
-    CutWithoutResume,
+    /// Two ranks over tcp. Their connections are reset, held and slow, never for too long: nobody may
+    /// notice.
+    Pair,
+    /// Two ranks over tcp whose connections are reset, and that may not resume.
+    NoResume,
+    /// Two to five ranks in a ring. As `pair`, with a group before and after.
+    Ring,
+    /// Two to five ranks in a ring, with partitions of any length.
+    Partitions,
+    /// Two to four ranks, of which some are killed or lose their power, and may come back.
+    Crashes,
+    /// As `ring`, while the store's host is killed, switched off and cut off: edges outlive it.
+    StoreOutage,
+    /// Two or three ranks whose pipes go over the store. Nobody may notice short faults.
+    StoreWire,
+    /// The same, with faults of any kind and length.
+    StoreWireFaults,
+    /// Two or three ranks whose clocks jump.
+    Clocks,
+    /// Two or three ranks that abort, drop and stop receiving, over connections that are reset.
+    Leavers,
+    /// What vLLM sends, over two pipes, with resets.
+    Vllm,
+    /// Anything at once.
+    Chaos,
+}
+
+/// A world of a seed, or a smaller one: part of its faults, fewer items.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Which family.
+    pub scenario: Scenario,
+    /// Which of the family.
+    pub seed: u64,
+    /// The numbers of the faults that strike, or all.
+    pub faults: Option<BTreeSet<usize>>,
+    /// At most so many items for each sender.
+    pub items: Option<usize>,
+}
+
+/// What a world is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// What the ranks do.
+    pub workload: Workload,
+    /// What goes wrong.
+    pub faults: FaultPlan,
+    /// Which errors that can cause.
+    pub expectations: Expectations,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Calm, Self::OneCut, Self::TwoCuts, Self::CutWhileClosing, Self::CutWithoutResume];
+    pub const ALL: [Self; 13] = [
+        Self::Calm,
+        Self::Pair,
+        Self::NoResume,
+        Self::Ring,
+        Self::Partitions,
+        Self::Crashes,
+        Self::StoreOutage,
+        Self::StoreWire,
+        Self::StoreWireFaults,
+        Self::Clocks,
+        Self::Leavers,
+        Self::Vllm,
+        Self::Chaos,
+    ];
 
     /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Calm => "calm",
-            Self::OneCut => "one-cut",
-            Self::TwoCuts => "two-cuts",
-            Self::CutWhileClosing => "cut-while-closing",
-            Self::CutWithoutResume => "cut-without-resume",
-        }
-    }
-}
-
-/// What a run came to.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What is wrong, or what the stream came to.
-    pub judgement: std::result::Result<Verdict, Vec<String>>,
-    /// Every event, by line.
-    pub trace: Vec<String>,
-    /// How many cuts struck a connection.
-    pub cuts_struck: usize,
-    /// How many connections there were between the two ranks.
-    pub connections: u64,
-    /// How long it took, in simulated time.
-    pub simulated: Duration,
-}
-
-/// Simulated time after which a run has failed: more than any wait of kvpipe's with these settings.
-const LIMIT: Duration = Duration::from_secs(300);
-
-/// How long ranks look for the store and for each other.
-const MEET_WITHIN: Duration = Duration::from_secs(60);
-
-const STORE_PORT: u16 = 29_500;
-
-/// Bytes that a handshake and the signs of life need, about.
-const HANDSHAKE_BYTES: usize = 400;
-
-/// Runs a scenario; the same seed gives the same outcome.
-#[must_use]
-pub fn run(scenario: Scenario, seed: u64) -> Outcome {
-    let draws = Draws::new(seed, "plan");
-    let network = Network::new(seed, Conditions::drawn(&draws));
-    let oracle = Arc::new(Mutex::new(Oracle::default()));
-    let failed = simulate(scenario, seed, &draws, &network, &oracle);
-    let (simulated, connections) = match &failed {
-        Ok(ended) => *ended,
-        Err(_) => (LIMIT, 0),
-    };
-    let judgement = match (failed, std::mem::take(&mut *lock(&oracle)).judge()) {
-        (Ok(_), Ok(Verdict { failure: Some(error), .. })) if scenario != Scenario::CutWithoutResume => {
-            Err(vec![format!("the sender failed without need: {error}")])
-        }
-        (Ok(_), Ok(verdict)) => Ok(verdict),
-        (failed, judged) => {
-            let broken = judged.err().into_iter().flatten().map(|violation| violation.to_string());
-            Err(failed.err().map(|error| error.to_string()).into_iter().chain(broken).collect())
-        }
-    };
-    let cuts_struck = network.cuts_struck();
-    Outcome { judgement, trace: network.trace().lines(), cuts_struck, connections, simulated }
-}
-
-fn simulate(
-    scenario: Scenario,
-    seed: u64,
-    draws: &Draws,
-    network: &Network,
-    oracle: &Arc<Mutex<Oracle>>,
-) -> turmoil::Result<(Duration, u64)> {
-    let mut sim = network.simulation(LIMIT);
-    let [store, sending, receiving] = ["store", "rank0", "rank1"].map(|name| sim.lookup(name));
-    let net = SimNet::new(network, "store", store);
-    sim.host("store", move || {
-        let net = net.clone();
-        async move {
-            let address = SocketAddr::new(store, STORE_PORT);
-            let _server = TcpStoreServer::bind(&net, address, Limits::default()).await?;
-            std::future::pending().await
-        }
-    });
-    let items = items(draws, draws.bytes(10..=50))?;
-    let settings = Settings::drawn(scenario, draws)?;
-    let plan = Plan { scenario, hosts: [sending, receiving], draws: Draws::new(seed, "cuts") };
-    plan.before_the_meeting(network, &items);
-    let both_ended = Arc::new(Barrier::new(2));
-    let [sender, receiver] = ["rank0", "rank1"].map(|name| Rank {
-        name,
-        network: network.clone(),
-        net: SimNet::new(network, name, sim.lookup(name)),
-        settings: settings.clone(),
-        entropy: Entropy::seeded(seed ^ u64::from(name.ends_with('1'))),
-        draws: Draws::new(seed, name),
-        oracle: Arc::clone(oracle),
-        both_ended: Arc::clone(&both_ended),
-    });
-    sim.client("rank0", async move { Ok(sender.send(items, plan).await?) });
-    sim.client("rank1", async move { Ok(receiver.receive().await?) });
-    sim.run()?;
-    Ok((sim.elapsed(), network.connections_made(sending, receiving)))
-}
-
-/// When to cut.
-struct Plan {
-    scenario: Scenario,
-    hosts: [IpAddr; 2],
-    draws: Draws,
-}
-
-impl Plan {
-    fn before_the_meeting(&self, network: &Network, items: &[Item]) {
-        match self.scenario {
-            Scenario::Calm | Scenario::CutWhileClosing => {}
-            Scenario::OneCut | Scenario::CutWithoutResume => self.anywhere(network, items),
-            Scenario::TwoCuts => {
-                self.anywhere(network, items);
-                match self.draws.one_in(2) {
-                    true => self.soon(network),
-                    false => self.anywhere(network, items),
-                }
-            }
+            Self::Pair => "pair",
+            Self::NoResume => "no-resume",
+            Self::Ring => "ring",
+            Self::Partitions => "partitions",
+            Self::Crashes => "crashes",
+            Self::StoreOutage => "store-outage",
+            Self::StoreWire => "store-wire",
+            Self::StoreWireFaults => "store-wire-faults",
+            Self::Clocks => "clocks",
+            Self::Leavers => "leavers",
+            Self::Vllm => "vllm",
+            Self::Chaos => "chaos",
         }
     }
 
-    fn before_the_close(&self, network: &Network) {
-        if self.scenario == Scenario::CutWhileClosing {
-            self.soon(network);
+    /// What it is, in a line.
+    #[must_use]
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Calm => "two ranks over tcp, and nothing goes wrong",
+            Self::Pair => "two ranks over tcp, resets and short delays, which nobody may notice",
+            Self::NoResume => "two ranks over tcp that may not resume, and resets",
+            Self::Ring => "2 to 5 ranks and a group, resets and short delays",
+            Self::Partitions => "2 to 5 ranks, partitions of any length",
+            Self::Crashes => "2 to 4 ranks that are killed and come back, or do not",
+            Self::StoreOutage => "2 to 5 ranks over tcp, and a store that goes away",
+            Self::StoreWire => "pipes over the store, resets and short delays",
+            Self::StoreWireFaults => "pipes over the store, anything",
+            Self::Clocks => "2 or 3 ranks whose clocks jump",
+            Self::Leavers => "2 or 3 ranks that abort, drop, and stop receiving",
+            Self::Vllm => "what vLLM's workers say to each other, over resets",
+            Self::Chaos => "anything at once",
         }
     }
 
-    fn anywhere(&self, network: &Network, items: &[Item]) {
-        let payload: usize = items.iter().flatten().map(kvpipe::Tensor::byte_len).sum();
-        let bytes = [HANDSHAKE_BYTES + payload + 40 * items.len(), HANDSHAKE_BYTES + 20 * items.len()];
-        self.cut_within(network, bytes);
-    }
-
-    /// In the next few frames, or while a connection is being resumed.
-    fn soon(&self, network: &Network) {
-        self.cut_within(network, [HANDSHAKE_BYTES; 2]);
-    }
-
-    /// Within so many bytes to the receiver, or from it.
-    fn cut_within(&self, network: &Network, [to_receiver, to_sender]: [usize; 2]) {
-        let [sending, receiving] = self.hosts;
-        match self.draws.one_in(3) {
-            true => network.cut_after(receiving, sending, self.draws.bytes(1..=to_sender)),
-            false => network.cut_after(sending, receiving, self.draws.bytes(1..=to_receiver)),
+    /// The family of a seed in the standard mix.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Self {
+        let choices = Self::ALL.len() as u64;
+        // Every third one is the pair, which most users have.
+        match Draws::new(seed, "scenario").between(0..=choices + 5) {
+            number if number < choices => Self::ALL[usize::try_from(number).unwrap_or(0)],
+            _ => Self::Pair,
         }
     }
-}
 
-/// How both ranks are set up.
-#[derive(Clone)]
-struct Settings {
-    pipe: PipeConfig,
-    tcp: TcpConfig,
-}
-
-impl Settings {
-    fn drawn(scenario: Scenario, draws: &Draws) -> Result<Self> {
-        let pipe = PipeConfig {
-            budget_bytes: 1 << draws.between(12..=22),
-            window_bytes: 1 << draws.between(12..=22),
-            max_item_bytes: 1 << 20,
-            ..PipeConfig::default()
+    /// The world of a seed.
+    #[must_use]
+    pub fn setup(self, seed: u64) -> Setup {
+        let draws = Draws::new(seed, self.name());
+        let workload = self.workload(&draws);
+        let faults = match self.choice(workload.ranks) {
+            Some(choice) => FaultPlan::drawn(&draws.fork("faults"), &choice),
+            None => FaultPlan::default(),
         };
-        let mut tcp =
-            TcpConfig { checksum: !draws.one_in(4), connect_timeout: MEET_WITHIN, ..TcpConfig::default() };
-        tcp.pool = BufferPool::new(4 << 20);
-        if draws.one_in(3) {
-            tcp.secret = Some(Secret::new("a secret of both ranks")?);
+        let mut setup = Setup { workload, faults, expectations: Expectations::SUCCESS };
+        setup.expect();
+        setup
+    }
+
+    fn workload(self, draws: &Draws) -> Workload {
+        let wire = match self {
+            Self::StoreWire | Self::StoreWireFaults => Wire::Store,
+            Self::Chaos if draws.one_in(3) => Wire::Store,
+            _ => Wire::Tcp,
+        };
+        let mut settings = Settings::drawn(draws, wire);
+        if self == Self::NoResume || self == Self::Chaos && draws.one_in(4) {
+            settings.reconnect = Duration::ZERO;
         }
-        if scenario == Scenario::CutWithoutResume {
-            tcp.reconnect_timeout = Duration::ZERO;
+        let pace = Pace::drawn(draws);
+        if pace == Pace::SlowReceiver {
+            // A close does not wait for ever for the peer's user; this one takes several long breaks.
+            settings.pipe.close_timeout = Duration::from_secs(30);
         }
-        Ok(Self { pipe, tcp })
+        let ranks = match self {
+            Self::Ring | Self::Partitions | Self::StoreOutage => draws.bytes(2..=5),
+            Self::Crashes | Self::Chaos => draws.bytes(2..=4),
+            Self::StoreWire | Self::StoreWireFaults | Self::Clocks | Self::Leavers => draws.bytes(2..=3),
+            Self::Calm | Self::Pair | Self::NoResume | Self::Vllm => 2,
+        };
+        let traffic = match self {
+            Self::Vllm => {
+                Traffic::Vllm { layers: draws.pick(&[None, None, Some(32), Some(80)]).copied().flatten() }
+            }
+            _ if ranks == 2 && draws.one_in(2) => Traffic::Edge,
+            _ => Traffic::Ring,
+        };
+        let small = wire == Wire::Store || ranks > 2;
+        let endings = match self {
+            Self::Leavers | Self::Chaos => {
+                vec![Ending::Orderly, Ending::Orderly, Ending::StopReceiving, Ending::Abort, Ending::Drop]
+            }
+            _ => vec![Ending::Orderly],
+        };
+        Workload {
+            ranks,
+            traffic,
+            items: if small { draws.bytes(3..=20) } else { draws.bytes(5..=40) },
+            sizes: Sizes {
+                bytes_max: settings.pipe.budget_bytes
+                    * draws.bytes(1..=4).min((1 << 20) / settings.pipe.budget_bytes),
+                large_items_max: if small { 1 } else { 2 },
+            },
+            tasks: [draws.bytes(1..=3), draws.bytes(1..=2)],
+            pace,
+            group: !matches!(self, Self::Calm | Self::Pair | Self::Vllm | Self::StoreWire) || draws.one_in(8),
+            parts_together: false,
+            endings,
+            reopens: if matches!(self, Self::Crashes | Self::Chaos) { draws.bytes(0..=2) } else { 0 },
+            settings,
+        }
+    }
+
+    fn choice(self, ranks: usize) -> Option<Choice> {
+        use Kind::{
+            ClockJump, Hold, Isolation, Kill, OneWay, Partition, PowerLoss, Reboot, Reset, ResetAfter,
+            Restart, Slow,
+        };
+
+        let ranks: Vec<_> = (0..ranks).map(Place::Rank).collect();
+        let all: Vec<_> = ranks.iter().copied().chain([Place::Store]).collect();
+        let short = Choice::between(&ranks);
+        let long = Choice {
+            count: 1..=6,
+            within: Duration::from_secs(3),
+            lasts: [50, 4000].map(Duration::from_millis),
+            ..Choice::between(&all)
+        };
+        Some(match self {
+            Self::Calm => return None,
+            Self::Pair | Self::Vllm => {
+                Choice { kinds: vec![Reset, ResetAfter, ResetAfter, Hold, Slow], ..short }
+            }
+            Self::NoResume => Choice { kinds: vec![Reset, ResetAfter, ResetAfter, ResetAfter], ..short },
+            Self::Ring => Choice { places: all, count: 1..=6, ..short },
+            Self::Partitions => {
+                Choice { kinds: vec![Partition, Isolation, OneWay, OneWay, Hold, Reset], ..long }
+            }
+            Self::Crashes => Choice {
+                kinds: vec![Restart, Reboot, Kill, PowerLoss, Reset, Hold],
+                victims: ranks,
+                count: 1..=4,
+                ..long
+            },
+            Self::StoreOutage => Choice {
+                kinds: vec![Restart, Reboot, Kill, PowerLoss, Isolation],
+                victims: vec![Place::Store],
+                places: vec![Place::Store, Place::Rank(0)],
+                count: 1..=3,
+                ..long
+            },
+            Self::StoreWire => Choice { places: all, kinds: vec![Reset, ResetAfter, Hold, Slow], ..short },
+            Self::StoreWireFaults => Choice {
+                kinds: vec![Reset, Hold, Slow, OneWay, Isolation, Restart, Reboot, Kill, PowerLoss],
+                victims: all,
+                count: 1..=4,
+                ..long
+            },
+            Self::Clocks => {
+                Choice { kinds: vec![ClockJump, ClockJump, Reset, Hold], victims: all, count: 1..=4, ..long }
+            }
+            Self::Leavers => Choice { count: 0..=3, ..short },
+            Self::Chaos => Choice { kinds: Kind::ALL.to_vec(), victims: all, count: 1..=8, ..long },
+        })
     }
 }
 
-/// One of the two ranks.
-struct Rank {
-    name: &'static str,
-    network: Network,
-    net: SimNet,
-    settings: Settings,
-    entropy: Entropy,
-    draws: Draws,
-    oracle: Arc<Mutex<Oracle>>,
-    /// A host whose rank has ended refuses connections, and is not off the network.
-    both_ended: Arc<Barrier>,
+impl Setup {
+    /// Which errors the faults and the ranks' manners can cause.
+    fn expect(&mut self) {
+        let Self { workload, faults, expectations } = self;
+        let Settings { wire, reconnect, .. } = workload.settings;
+        let resets = faults.any(|fault| matches!(fault, Fault::Reset(_) | Fault::ResetAfter(..)));
+        let of_store = |fault: &Fault| fault.dies() == Some(Place::Store);
+        let of_rank = |fault: &Fault| matches!(fault.dies(), Some(Place::Rank(_)));
+        expectations.left = workload.endings.iter().any(|ending| *ending != Ending::Orderly);
+        expectations.restarted =
+            workload.reopens > 0 || faults.any(|fault| of_rank(fault) && !fault.is_for_good());
+        // A request to the store whose connection is reset may have been carried out or not: only a pipe
+        // over the store can find out, a group and a rank that looks for its peer give up.
+        let store_resets = faults.any(|fault| {
+            matches!(fault, Fault::Reset(pair) | Fault::ResetAfter(pair, _) if pair.contains(&Place::Store))
+        });
+        let bearable = workload.settings.bearable();
+        let (links, all) = (faults.silence(|fault| !fault.is_of(Place::Store)), faults.silence(|_| true));
+        let jumps = faults.any(|fault| matches!(fault, Fault::ClockJump(..)));
+        expectations.met_severed = faults.any(of_rank)
+            || resets && reconnect.is_zero()
+            || links > bearable
+            // An abort is said once: whoever aborts does not connect again to say it.
+            || expectations.left && resets
+            // While a connection is broken a clock that jumps is that of a rank which waits in vain.
+            || resets && jumps
+            || wire == Wire::Store && (faults.any(of_store) || all > bearable || reconnect.is_zero() || jumps);
+        expectations.severed = expectations.met_severed
+            || faults.any(of_store)
+            || all > bearable
+            || store_resets && (workload.group || wire == Wire::Tcp);
+        expectations.late = jumps;
+        expectations.not_before = faults.faults.first().map_or(Duration::ZERO, |first| first.at);
+        workload.parts_together = expectations.is_success();
+    }
+
+    /// The world of this setup.
+    #[must_use]
+    pub fn world(&self, seed: u64) -> World {
+        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
+        // Without a store to hear of it from, two attempts to reach it come first.
+        let attempts = if wire == Wire::Store { heartbeat * 2 } else { heartbeat };
+        // A connection that is broken just then is waited for. What was under way when its sender died
+        // still comes, after a hold or by a slow link.
+        let deaths_known_within =
+            attempts + reconnect + self.faults.silence(|_| true) + Duration::from_secs(1);
+        World::new(seed, self.workload.ranks)
+            .deaths_known_within(deaths_known_within)
+            .faults(self.faults.clone())
+            .expects(self.expectations)
+            .leaves_no_keys(
+                !self.expectations.severed && !self.expectations.restarted && !self.expectations.late,
+            )
+    }
 }
 
-impl Rank {
-    async fn send(self, items: Vec<Item>, plan: Plan) -> Result<()> {
-        let store = self.join().await?;
-        let outgoing = TcpOutgoing::new(self.net.clone(), store, Ring::new(0, 2)?, self.tcp_config());
-        let (pipe, driver) = Pipe::send_only(outgoing, self.settings.pipe.clone());
-        let user = async {
-            for item in items {
-                self.dawdle().await;
-                match pipe.send(item.clone()).await {
-                    Ok(sequence) => self.accepted(sequence, &item),
-                    // How it ended, the close says.
-                    Err(_) => break,
-                }
-            }
-            plan.before_the_close(&self.network);
-            self.note("closes");
-            let end = SenderEnd {
-                closed: pipe.close().await,
-                undelivered: pipe.undelivered(),
-                acknowledged: pipe.stats().send.map_or(0, |send| send.delivered_items),
-            };
-            self.sender_ended(end);
-        };
-        tokio::join!(driver, user);
-        self.ended().await;
+impl Case {
+    /// The whole world of a seed, of the family that is its in the standard mix.
+    #[must_use]
+    pub fn standard(seed: u64) -> Self {
+        Self::new(Scenario::of_seed(seed), seed)
+    }
+
+    /// The whole world of a seed.
+    #[must_use]
+    pub fn new(scenario: Scenario, seed: u64) -> Self {
+        Self { scenario, seed, faults: None, items: None }
+    }
+
+    /// What the world is made of. What may fail is judged by all the faults of the seed, so that a part
+    /// of them is not judged otherwise.
+    #[must_use]
+    pub fn setup(&self) -> Setup {
+        let mut setup = self.scenario.setup(self.seed);
+        if let Some(kept) = &self.faults {
+            setup.faults = setup.faults.only(kept);
+        }
+        if let Some(items) = self.items {
+            setup.workload = setup.workload.at_most(items);
+        }
+        setup
+    }
+
+    /// Runs it.
+    #[must_use]
+    pub fn run(&self) -> Report {
+        let setup = self.setup();
+        let workload = setup.workload.clone();
+        setup.world(self.seed).run(move |rank| workload.clone().run(rank))
+    }
+}
+
+/// How to run it again.
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--scenario {} --seed {}", self.scenario.name(), self.seed)?;
+        if let Some(faults) = &self.faults {
+            let numbers: Vec<_> = faults.iter().map(usize::to_string).collect();
+            write!(f, " --faults {}", if numbers.is_empty() { "none".into() } else { numbers.join(",") })?;
+        }
+        if let Some(items) = self.items {
+            write!(f, " --items {items}")?;
+        }
         Ok(())
     }
-
-    async fn receive(self) -> Result<()> {
-        let store = self.join().await?;
-        let address = SocketAddr::new(store.local_addr().ip(), 0);
-        let ring = Ring::new(1, 2)?;
-        let incoming = TcpIncoming::bind(self.net.clone(), &store, ring, address, self.tcp_config()).await?;
-        let (pipe, driver) = Pipe::receive_only(incoming, self.settings.pipe.clone());
-        let user = async {
-            loop {
-                match pipe.recv().await {
-                    Ok(item) => self.delivered(&item),
-                    Err(why) => return self.receiver_ended(why),
-                }
-                self.dawdle().await;
-            }
-        };
-        tokio::join!(driver, user);
-        self.ended().await;
-        Ok(())
-    }
-
-    /// Meets the store, as the command line does.
-    async fn join(&self) -> Result<TcpStore<SimNet>> {
-        self.dawdle().await;
-        let mut options = ConnectOptions::default();
-        options.entropy = self.entropy.clone();
-        options.timeout = MEET_WITHIN;
-        TcpStore::connect(self.net.clone(), "store", STORE_PORT, options).await
-    }
-
-    fn tcp_config(&self) -> TcpConfig {
-        TcpConfig { entropy: self.entropy.clone(), ..self.settings.tcp.clone() }
-    }
-
-    async fn ended(&self) {
-        self.note("driver ended");
-        self.both_ended.wait().await;
-    }
-
-    /// Does something else now and then.
-    async fn dawdle(&self) {
-        if self.draws.one_in(4) {
-            tokio::time::sleep(Duration::from_millis(self.draws.between(1..=30))).await;
-        }
-    }
-
-    fn accepted(&self, sequence: u64, item: &Item) {
-        lock(&self.oracle).accepted(sequence, item);
-        self.note(format_args!("accepted {sequence}: {}", Look(item)));
-    }
-
-    fn delivered(&self, item: &Item) {
-        lock(&self.oracle).delivered(item);
-        self.note(format_args!("took {}", Look(item)));
-    }
-
-    fn sender_ended(&self, end: SenderEnd) {
-        let doubtful = |item: &&pipe::Undelivered| item.in_doubt;
-        let in_doubt = end.undelivered.iter().filter(doubtful).count();
-        let (closed, undelivered) = (Ended(&end.closed), end.undelivered.len());
-        self.note(format_args!("{closed}, {undelivered} undelivered, {in_doubt} in doubt"));
-        lock(&self.oracle).sender_ended(end);
-    }
-
-    fn receiver_ended(&self, why: Error) {
-        self.note(format_args!("ended: {why}"));
-        lock(&self.oracle).receiver_ended(why);
-    }
-
-    fn note(&self, event: impl std::fmt::Display) {
-        self.network.trace().note(self.name, event);
-    }
 }
 
-/// An item in a trace.
-struct Look<'a>(&'a Item);
-
-impl std::fmt::Display for Look<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            None => f.write_str("None"),
-            Some(tensor) => write!(f, "{} bytes", tensor.byte_len()),
-        }
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { workload, faults, expectations } = self;
+        write!(f, "{workload}  {expectations}\n{faults}")
     }
-}
-
-/// The result of a close in a trace.
-struct Ended<'a>(&'a Result<()>);
-
-impl std::fmt::Display for Ended<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Ok(()) => f.write_str("closed"),
-            Err(error) => write!(f, "failed: {error}"),
-        }
-    }
-}
-
-fn lock(oracle: &Mutex<Oracle>) -> MutexGuard<'_, Oracle> {
-    oracle.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,6 +11,7 @@ use super::sender::Sender;
 use crate::config::PipeConfig;
 use crate::error::{Error, Result};
 use crate::queue::{ByteQueue, Limits};
+use crate::sync::{sleep, timeout};
 use crate::tensor::Item;
 use crate::transport::{Inbox, Incoming, Outbox, Outgoing};
 
@@ -120,7 +121,6 @@ pub(super) fn incoming(transport: impl Incoming, config: &PipeConfig) -> (Receiv
 
 /// Runs the transport; once the user has closed or dropped the pipe, no longer than `patience`
 /// without progress.
-#[cfg(not(loom))]
 async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience: Duration) -> Result<()> {
     let peer = transport.link().peer_rank;
     let mut running = std::pin::pin!(transport.run(outbox));
@@ -141,30 +141,28 @@ async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, patience:
     let error = Error::timeout(format!("rank {peer} to acknowledge the last {missing} {items}"), patience);
     outbox.queue.fail(error.clone());
     // The transport tells the peer, if it still can.
-    let _ = tokio::time::timeout(GOODBYE, running).await;
+    let _ = timeout(GOODBYE, running).await;
     Err(error)
 }
 
 /// Ready when nothing has moved for `patience` since the user closed, or since the pipe failed.
-#[cfg(not(loom))]
 async fn stalled_close(queue: &ByteQueue<Item>, patience: Duration) {
     queue.closed().await;
     loop {
         let progress = queue.progress_beyond(queue.progress_made());
-        match tokio::time::timeout(patience, progress).await {
+        match timeout(patience, progress).await {
             Ok(Ok(())) => {}
-            Ok(Err(_failed)) => return tokio::time::sleep(patience).await,
+            Ok(Err(_failed)) => return sleep(patience).await,
             Err(_) => return,
         }
     }
 }
 
 /// Runs the transport; once the user has left, no longer than `patience`.
-#[cfg(not(loom))]
 async fn receive_until_the_end(transport: impl Incoming, inbox: &Inbox, patience: Duration) -> Result<()> {
     let left = async {
         inbox.closed().await;
-        tokio::time::sleep(patience).await;
+        sleep(patience).await;
     };
     tokio::select! {
         biased;
@@ -174,19 +172,7 @@ async fn receive_until_the_end(transport: impl Incoming, inbox: &Inbox, patience
 }
 
 /// Time that a transport gets to tell the peer of a local failure.
-#[cfg(not(loom))]
 const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Loom has no time: a transport that does not end is found as a deadlock.
-#[cfg(loom)]
-async fn send_until_the_end(transport: impl Outgoing, outbox: &Outbox, _: Duration) -> Result<()> {
-    transport.run(outbox).await
-}
-
-#[cfg(loom)]
-async fn receive_until_the_end(transport: impl Incoming, inbox: &Inbox, _: Duration) -> Result<()> {
-    transport.run(inbox).await
-}
 
 /// Ends a queue with a result, or with an error if the driver is dropped before there is one.
 struct End {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::stats::{BlockedTime, ReceiveStats};
 use crate::error::{Error, Link, Result};
 use crate::queue::ByteQueue;
-use crate::sync::block_on;
+use crate::sync::{block_on, timeout as within};
 use crate::tensor::Item;
 
 /// The receiving half of a [`Pipe`](super::Pipe). Clones share it: each item goes to one of them.
@@ -68,9 +68,11 @@ impl Receiver {
     /// As [`recv`](Self::recv).
     ///
     /// # Errors
-    /// [`Error::Timeout`], after which the pipe is as good as before, and as [`recv`](Self::recv).
+    /// [`Error::Timeout`], after which the pipe is as good as before, and as [`recv`](Self::recv). A stream
+    /// that has ended because its peer did not come in time gives a `Timeout` as well: then
+    /// [`failure`](Self::failure) has it.
     pub async fn recv_timeout(&self, timeout: Duration) -> Result<Item> {
-        match tokio::time::timeout(timeout, self.recv()).await {
+        match within(timeout, self.recv()).await {
             Ok(received) => received,
             Err(_) => Err(Error::timeout(format!("an item ({})", self.side.link), timeout)),
         }

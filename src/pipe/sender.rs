@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::stats::{BlockedTime, SendStats};
 use crate::error::{Error, Link, Result};
 use crate::queue::{self, ByteQueue};
-use crate::sync::block_on;
+use crate::sync::{block_on, timeout as within};
 use crate::tensor::Item;
 use crate::transport::{check_item_bytes, item_bytes};
 
@@ -96,10 +96,11 @@ impl Sender {
     /// As [`send`](Self::send).
     ///
     /// # Errors
-    /// [`Error::Timeout`], and as [`send`](Self::send).
+    /// [`Error::Timeout`], and as [`send`](Self::send). A stream that has ended because its peer did not
+    /// come in time gives a `Timeout` as well: then [`failure`](Self::failure) has it.
     pub async fn send_timeout(&self, item: Item, timeout: Duration) -> Result<u64> {
         let bytes = item_bytes(&item);
-        match tokio::time::timeout(timeout, self.send(item)).await {
+        match within(timeout, self.send(item)).await {
             Ok(sent) => sent,
             Err(_) => {
                 let link = &self.side.link;

@@ -177,13 +177,11 @@ impl<T: Clone> ByteQueue<T> {
     }
 
     /// How much has moved; only good for [`progress_beyond`](Self::progress_beyond).
-    #[cfg(not(loom))]
     pub(crate) fn progress_made(&self) -> u64 {
         self.update(|state, _| state.progress_made())
     }
 
     /// Waits until more has moved, or the queue has failed. Cancel safe.
-    #[cfg(not(loom))]
     pub(crate) async fn progress_beyond(&self, made: u64) -> Result<()> {
         self.wait(|state| &mut state.flushers, |state, _, _| state.is_beyond(made)).await
     }
@@ -194,7 +192,6 @@ impl<T: Clone> ByteQueue<T> {
     }
 
     /// Waits until the producer has ended or the queue has failed. Cancel safe.
-    #[cfg(not(loom))]
     pub(crate) async fn closed(&self) {
         self.watch(|state| (state.is_closed() || state.failure().is_some()).then_some(())).await;
     }
@@ -204,8 +201,8 @@ impl<T: Clone> ByteQueue<T> {
         self.watch(|state| state.is_abandoned().then_some(())).await;
     }
 
-    /// Waits until everything queued was popped (true), or the consumer has left (false). Cancel
-    /// safe.
+    /// Waits until everything queued was popped (true), or the consumer has left (false), which it may
+    /// do with the last item. Cancel safe.
     pub(crate) async fn drained(&self) -> bool {
         self.watch(|state| match state.is_abandoned() {
             true => Some(false),

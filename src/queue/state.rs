@@ -179,13 +179,11 @@ impl<T: Clone> State<T> {
         after.wake_all(&self.flushers);
     }
 
-    #[cfg(not(loom))]
     pub(super) fn progress_made(&self) -> u64 {
         self.progress_made
     }
 
     /// Whether more than `made` has moved.
-    #[cfg(not(loom))]
     pub(super) fn is_beyond(&self, made: u64) -> Poll<Result<()>> {
         match &self.failure {
             Some(error) => Poll::Ready(Err(error.clone())),

@@ -28,6 +28,9 @@
 //! 4. when the user leaves ([`Inbox::closed`], or `reserve` gives [`Error::Closed`]), tell the peer
 //!    how many items were [`taken`](Inbox::taken), and return `Ok`.
 
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod memory;
 mod ring;
 #[cfg(not(loom))]
@@ -204,8 +207,8 @@ impl Inbox {
         self.queue.abandoned().await;
     }
 
-    /// Waits until the user has taken every item (true) or has left before that (false). Cancel
-    /// safe.
+    /// Waits until the user has taken every item (true) or has left (false), perhaps with the last
+    /// item: [`taken`](Self::taken) says. Cancel safe.
     pub async fn drained(&self) -> bool {
         self.queue.drained().await
     }

@@ -1,5 +1,6 @@
 //! The transports that run the suite.
 
+use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,41 +10,14 @@ use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, MemoryStore};
 use kvpipe::tensor::BufferPool;
+use kvpipe::transport::Ring;
 use kvpipe::transport::memory::{self, MemoryTransport, Script};
 use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing, StoreTransport, VllmTransport};
 use kvpipe::transport::tcp::{Secret, TcpConfig, TcpIncoming, TcpOutgoing, TcpTransport};
-use kvpipe::transport::{Ring, Transport};
+use kvpipe_sim::conformance::{Backend, HEARTBEAT, InOf, OutOf};
 
 use crate::proxy::Proxy;
 use crate::watched::Watched;
-
-pub(crate) type OutOf<B> = <<B as Backend>::Transport as Transport>::Out;
-pub(crate) type InOf<B> = <<B as Backend>::Transport as Transport>::In;
-
-/// A way to connect two ranks.
-pub(crate) trait Backend {
-    type Transport: Transport;
-    type Wire;
-
-    /// Rank 0 and rank 1, each connected to the other in both directions.
-    async fn pair(&self) -> (Self::Transport, Self::Transport);
-
-    /// One direction only, from rank 0 to rank 1.
-    async fn edge(&self) -> (OutOf<Self>, InOf<Self>);
-
-    /// [`edge`](Self::edge), over connections that break again and again, each a little later; and what
-    /// must live as long. None if there is no way to break the wire without ending it.
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Self::Wire)>;
-
-    /// The same, but a silent peer is given up after [`HEARTBEAT`]; None on a wire without a clock,
-    /// which never gives one up.
-    fn impatient(self) -> Option<Self>
-    where
-        Self: Sized;
-}
-
-/// The silence after which an impatient end gives its peer up.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How long a broken connection may take to come back.
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -53,7 +27,6 @@ pub(crate) struct Memory;
 
 impl Backend for Memory {
     type Transport = MemoryTransport;
-    type Wire = ();
 
     async fn pair(&self) -> (MemoryTransport, MemoryTransport) {
         memory::pair()
@@ -61,10 +34,6 @@ impl Backend for Memory {
 
     async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
         memory::edge(Script::new())
-    }
-
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
-        None
     }
 
     fn impatient(self) -> Option<Self> {
@@ -122,7 +91,6 @@ impl Tcp {
 
 impl Backend for Tcp {
     type Transport = TcpTransport<TokioNet, MemoryStore>;
-    type Wire = Proxy;
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = MemoryStore::new();
@@ -139,12 +107,12 @@ impl Backend for Tcp {
         (self.outgoing(store), incoming)
     }
 
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Proxy)> {
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Box<dyn Any>)> {
         let store = MemoryStore::new();
         let incoming = self.incoming(&store).await;
         let proxy = Proxy::before(incoming.local_addr(), &store).await;
         proxy.breaks_connections_after(400);
-        Some((self.outgoing(store), incoming, proxy))
+        Some((self.outgoing(store), incoming, Box::new(proxy)))
     }
 
     fn impatient(mut self) -> Option<Self> {
@@ -171,7 +139,6 @@ impl OverStore {
 
 impl Backend for OverStore {
     type Transport = StoreTransport<Watched>;
-    type Wire = ();
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = Watched::default();
@@ -184,12 +151,12 @@ impl Backend for OverStore {
         edge_over(store.clone(), store, &self.config)
     }
 
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Box<dyn Any>)> {
         let store = Watched::default();
         // Every fifth operation, before or after it has taken effect.
         store.fails(5, 1);
         let (outgoing, incoming) = edge_over(store.clone(), store, &self.config);
-        Some((outgoing, incoming, ()))
+        Some((outgoing, incoming, Box::new(())))
     }
 
     fn impatient(self) -> Option<Self> {
@@ -237,7 +204,6 @@ async fn connect(address: SocketAddr) -> TcpStore<TokioNet> {
 
 impl Backend for OverTcpStore {
     type Transport = StoreTransport<TcpStore<TokioNet>>;
-    type Wire = Proxy;
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let address = self.serve().await;
@@ -253,12 +219,12 @@ impl Backend for OverTcpStore {
         edge_over(connect(address).await, connect(address).await, &self.config)
     }
 
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Proxy)> {
+    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, Box<dyn Any>)> {
         let proxy = Proxy::to(self.serve().await).await;
         let address = proxy.address();
         let (outgoing, incoming) = edge_over(connect(address).await, connect(address).await, &self.config);
         proxy.breaks_connections_after(400);
-        Some((outgoing, incoming, proxy))
+        Some((outgoing, incoming, Box::new(proxy)))
     }
 
     fn impatient(self) -> Option<Self> {
@@ -271,7 +237,6 @@ pub(crate) struct OverVllm;
 
 impl Backend for OverVllm {
     type Transport = VllmTransport<MemoryStore>;
-    type Wire = ();
 
     async fn pair(&self) -> (Self::Transport, Self::Transport) {
         let store = MemoryStore::new();
@@ -281,15 +246,6 @@ impl Backend for OverVllm {
             VllmTransport::meet(Arc::new(group), BufferPool::new(64 << 20)).await.unwrap()
         };
         tokio::join!(end(0), end(1))
-    }
-
-    async fn edge(&self) -> (OutOf<Self>, InOf<Self>) {
-        let (left, right) = self.pair().await;
-        (left.split().0, right.split().1)
-    }
-
-    async fn breaking_edge(&self) -> Option<(OutOf<Self>, InOf<Self>, ())> {
-        None
     }
 
     fn impatient(self) -> Option<Self> {

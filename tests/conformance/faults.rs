@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use kvpipe::transport::memory::{self, Fault, Gate, Script};
 use kvpipe::{Error, Pipe, PipeConfig};
+use kvpipe_sim::conformance::HANG;
+use kvpipe_sim::conformance::support::{drain_numbers, eventually, is_gone, numbered, receiving, sending};
 use tokio::runtime::Builder;
 
-use crate::support::{HANG, drain_numbers, eventually, is_gone, numbered, receiving, sending};
-
-fn run<F: Future<Output = ()>>(scenario: impl FnOnce() -> F) {
+pub(crate) fn run<F: Future<Output = ()>>(scenario: impl FnOnce() -> F) {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async { tokio::time::timeout(HANG, scenario()).await.expect("the scenario hangs") });
 }

@@ -3,7 +3,7 @@
 //!
 //! | defect | where it is tested |
 //! |---|---|
-//! | one thread for both directions: two ranks that receive first wait for ever | `tests/conformance`, `two_ends_that_both_receive_first_still_get_what_is_sent_then` |
+//! | one thread for both directions: two ranks that receive first wait for ever | `kvpipe_sim::conformance::plain`, `two_ends_that_both_receive_first_still_get_what_is_sent_then` |
 //! | a send that was accepted may change until it is on its way | below; the payload of a [`Tensor`] can't be written to |
 //! | a communicator without a check that memory is contiguous | a [`Tensor`] is contiguous by its type; nothing to test |
 //! | its group's | `tests/group/defects.rs` |

@@ -1,33 +1,47 @@
 //! [`SimNet`]: kvpipe's [`Net`] within a turmoil simulation.
 //!
-//! turmoil gives hosts, names, ports, latency and simulated time. Its connections differ from TCP's
-//! in what kvpipe must be able to stand, so a layer of our own lies over them (the numbers are those
-//! of turmoil 0.7.2):
+//! turmoil gives hosts, their runtimes, names, simulated time and crashes. The bytes are carried here,
+//! because its TCP is not true where kvpipe must stand the truth (the numbers are those of turmoil 0.7.2):
 //!
 //! | TCP | turmoil | here |
 //! |---|---|---|
 //! | a window in bytes | counts writes, of any size | [`Conditions::window_bytes`] for each direction |
 //! | reads and writes may be short | a write is taken whole | any part, drawn from the seed, or none yet |
-//! | a reset loses what is on its way, for both ends | no such thing | [`Network::cut`], [`Network::cut_after`] |
-//! | the halves of a connection share it until both are dropped | dropping the reader resets it | shared |
-//! | a listener on a host's address | only on all addresses, or loopback | on the host's own |
+//! | what is lost is sent again | never | after 200 ms, 400 ms more, and so on: [`Network::block`] |
+//! | a cable has two ways, which fail apart | for partitions | every fault of a link is one-way |
+//! | a connect is repeated, and fails after 127 s | refused at once in a partition; waits for ever for a dead host | repeated after 1 s, 2 s more, and so on |
+//! | 1,024 may wait to be accepted; who comes then tries again | more panic | as TCP |
+//! | who connects may write, close or go before it is accepted | a panic if it has gone | as TCP |
+//! | closing with bytes unread resets | yes | yes |
+//! | a reset loses what is on its way; what has come is read first, then it is told once | told every time | as Linux; [`Network::cut`] resets both ends |
+//! | the halves share the connection until both are dropped | dropping the reader resets it | as TCP |
+//! | a killed process's system says goodbye, a host without power does not, and is a stranger when it is back | goodbye | [`Network::power_off`], [`Network::power_on`] |
+//! | a listener on a host's address | only on all addresses, or loopback | any of its own |
 //!
-//! Left as it is in turmoil: a host whose software has ended is off the network, so a connect to it
-//! hangs (let it wait for the others); one to a host that is cut off by `turmoil::partition` is refused
-//! at once instead; and segments that a partition dropped are never sent again. Socket options change
-//! nothing.
+//! Simpler than TCP: a way that is blocked loses acknowledgements of bytes read only, data that is lost
+//! is not sent again any sooner because later data came through, what was lost is repeated for ever
+//! (Linux gives up after 15 minutes), and socket options change nothing.
 
+mod conditions;
 mod connection;
+mod fabric;
+mod flow;
+mod handshake;
+mod medium;
 mod network;
 mod stream;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use kvpipe::net::{Listener, Net, SocketOptions};
-use turmoil::net::{TcpListener, TcpStream};
+use kvpipe::net::{Listener, Net, SocketOptions, Stream};
 
-pub use self::network::{Conditions, Network};
+use self::connection::End;
+use self::stream::Alarm;
+
+pub use self::conditions::{Conditions, Struck};
+pub use self::network::Network;
 pub use self::stream::{SimReader, SimStream, SimWriter};
 
 /// The network as one host sees it.
@@ -44,9 +58,10 @@ struct Host {
 }
 
 impl SimNet {
-    /// For the simulated host of that name and address.
+    /// For the simulated host of that name and address, which is on the network from now on.
     #[must_use]
     pub fn new(network: &Network, name: &str, ip: IpAddr) -> Self {
+        network.with(|fabric, now| fabric.join(ip, now));
         Self { network: network.clone(), host: Host { name: name.into(), ip } }
     }
 
@@ -56,7 +71,12 @@ impl SimNet {
         self.host.ip
     }
 
-    fn note(&self, event: impl std::fmt::Display) {
+    /// In simulated time.
+    pub(crate) fn now(&self) -> std::time::Duration {
+        self.network.trace().now()
+    }
+
+    pub(crate) fn note(&self, event: impl std::fmt::Display) {
         self.network.trace().note(&self.host.name, event);
     }
 }
@@ -66,13 +86,14 @@ impl Net for SimNet {
     type Listener = SimListener;
 
     async fn connect(&self, address: SocketAddr, _: &SocketOptions) -> io::Result<SimStream> {
-        let stream = TcpStream::connect(address).await.inspect_err(|error| {
+        let id = self.network.with(|fabric, now| fabric.connect(self.host.ip, address, now))?;
+        let mut connecting = Connecting { network: &self.network, id: Some(id) };
+        connecting.finish().await.inspect_err(|error| {
             self.note(format_args!("connecting to {address}: {}", error.kind()));
         })?;
-        let ends = [stream.local_addr()?, stream.peer_addr()?];
-        self.note(format_args!("connected {} to {address}", ends[0]));
-        let connection = self.network.connection(self.host.ip, ends);
-        Ok(SimStream::connector(stream, connection))
+        let stream = SimStream::new(&self.network, id, End::Connector);
+        self.note(format_args!("connected {} to {address}", Stream::local_addr(&stream)?));
+        Ok(stream)
     }
 
     async fn bind(&self, address: SocketAddr, _: &SocketOptions) -> io::Result<SimListener> {
@@ -81,15 +102,9 @@ impl Net for SimNet {
         if foreign || address.is_ipv4() != self.host.ip.is_ipv4() {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
-        let everywhere = match self.host.ip {
-            IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
-        };
-        let ip = if own { everywhere } else { address.ip() };
-        let listener = TcpListener::bind(SocketAddr::new(ip, address.port())).await?;
-        let local_addr = SocketAddr::new(address.ip(), listener.local_addr()?.port());
+        let (id, local_addr) = self.network.with(|fabric, _| fabric.bind(self.host.ip, address))?;
         self.note(format_args!("listens on {local_addr}"));
-        Ok(SimListener { listener, local_addr, net: self.clone() })
+        Ok(SimListener { id, local_addr, net: self.clone() })
     }
 
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -101,9 +116,38 @@ impl Net for SimNet {
     }
 }
 
+/// A connection that is being made. Whoever drops it gives up.
+struct Connecting<'a> {
+    network: &'a Network,
+    id: Option<u64>,
+}
+
+impl Connecting<'_> {
+    async fn finish(&mut self) -> io::Result<()> {
+        let Some(id) = self.id else { return Ok(()) };
+        let (network, mut alarm) = (self.network, Alarm::default());
+        let connected = poll_fn(|context| {
+            alarm
+                .poll(context, |waker| network.with(|fabric, now| (fabric.poll_connect(id, now, waker), now)))
+        });
+        let connected = connected.await;
+        self.id = None;
+        connected
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.network.with(|fabric, _| fabric.abandon(id));
+        }
+    }
+}
+
 /// A listening socket of a simulated host.
+#[derive(Debug)]
 pub struct SimListener {
-    listener: TcpListener,
+    id: u64,
     local_addr: SocketAddr,
     net: SimNet,
 }
@@ -112,12 +156,16 @@ impl Listener for SimListener {
     type Stream = SimStream;
 
     async fn accept(&self) -> io::Result<(SimStream, SocketAddr)> {
-        let (stream, origin) = self.listener.accept().await?;
-        let ends = [origin, stream.local_addr()?];
+        let (network, mut alarm) = (&self.net.network, Alarm::default());
+        let accepted = poll_fn(|context| {
+            alarm.poll(context, |waker| {
+                network.with(|fabric, now| (fabric.poll_accept(self.id, now, waker), now))
+            })
+        });
+        let stream = SimStream::new(network, accepted.await, End::Listener);
+        let origin = Stream::peer_addr(&stream)?;
         self.net.note(format_args!("accepted {origin} on {}", self.local_addr));
-        let connector = if origin.ip().is_loopback() { self.net.host.ip } else { origin.ip() };
-        let connection = self.net.network.connection(connector, ends);
-        Ok((SimStream::listener(stream, connection), origin))
+        Ok((stream, origin))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -125,8 +173,8 @@ impl Listener for SimListener {
     }
 }
 
-impl std::fmt::Debug for SimListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SimListener").field("local_addr", &self.local_addr).finish_non_exhaustive()
+impl Drop for SimListener {
+    fn drop(&mut self) {
+        self.net.network.with(|fabric, now| fabric.unbind(self.id, now));
     }
 }

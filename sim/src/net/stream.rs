@@ -3,14 +3,16 @@
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use kvpipe::net::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use turmoil::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::connection::{Connection, End};
+use super::connection::{End, Progress};
+use super::network::Network;
 
 /// A simulated connection.
 #[derive(Debug)]
@@ -18,30 +20,35 @@ pub struct SimStream(Arc<Socket>);
 
 /// The receiving half of a simulated connection.
 #[derive(Debug)]
-pub struct SimReader(Arc<Socket>);
+pub struct SimReader {
+    socket: Arc<Socket>,
+    alarm: Alarm,
+}
 
 /// The sending half of a simulated connection. Dropping it ends our direction, as tokio's does.
 #[derive(Debug)]
 pub struct SimWriter {
     socket: Arc<Socket>,
+    alarm: Alarm,
     is_shut_down: bool,
 }
 
 /// One end of a connection. It is open until both halves are dropped.
 #[derive(Debug)]
 struct Socket {
-    stream: Mutex<TcpStream>,
-    connection: Arc<Connection>,
+    network: Network,
+    connection: u64,
     end: End,
 }
 
 impl SimStream {
-    pub(super) fn connector(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        Self(Arc::new(Socket { stream: Mutex::new(stream), connection, end: End::Connector }))
+    pub(super) fn new(network: &Network, connection: u64, end: End) -> Self {
+        Self(Arc::new(Socket { network: network.clone(), connection, end }))
     }
 
-    pub(super) fn listener(stream: TcpStream, connection: Arc<Connection>) -> Self {
-        Self(Arc::new(Socket { stream: Mutex::new(stream), connection, end: End::Listener }))
+    /// Closes the connection by a reset, as `SO_LINGER` of zero does.
+    pub fn abort(self) {
+        self.0.network.with(|fabric, now| fabric.abort(self.0.id(), now));
     }
 }
 
@@ -50,27 +57,32 @@ impl Stream for SimStream {
     type Writer = SimWriter;
 
     fn split(self) -> (SimReader, SimWriter) {
-        (SimReader(Arc::clone(&self.0)), SimWriter { socket: self.0, is_shut_down: false })
+        let reader = SimReader { socket: Arc::clone(&self.0), alarm: Alarm::default() };
+        (reader, SimWriter { socket: self.0, alarm: Alarm::default(), is_shut_down: false })
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.0.connection.address(self.0.end))
+        self.0.address(self.0.end)
     }
 
     fn peer_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.0.connection.address(self.0.end.other()))
+        self.0.address(self.0.end.other())
     }
 }
 
 impl Socket {
-    fn lock(&self) -> MutexGuard<'_, TcpStream> {
-        self.stream.lock().unwrap_or_else(PoisonError::into_inner)
+    fn id(&self) -> (u64, End) {
+        (self.connection, self.end)
+    }
+
+    fn address(&self, end: End) -> io::Result<SocketAddr> {
+        self.network.with(|fabric, _| fabric.address(self.connection, end))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.connection.close(self.end);
+        self.network.with(|fabric, now| fabric.close(self.id(), now));
     }
 }
 
@@ -80,17 +92,16 @@ impl AsyncRead for SimReader {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let socket = &self.0;
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let limit = ready!(socket.connection.poll_read(socket.end, context, buffer.remaining()))?;
-        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(limit));
-        ready!(Pin::new(&mut *socket.lock()).poll_read(context, &mut part))?;
-        let read = part.filled().len();
-        buffer.advance(read);
-        socket.connection.read(socket.end, read);
-        Poll::Ready(Ok(()))
+        let Self { socket, alarm } = self.get_mut();
+        let Socket { network, end, .. } = &**socket;
+        let attempt =
+            |waker: &_| network.with(|fabric, now| (fabric.read(socket.id(), now, waker, buffer), now));
+        alarm.poll(context, attempt).map_ok(|read| {
+            network.trace().count(2 + *end as u64, read);
+        })
     }
 }
 
@@ -104,22 +115,20 @@ impl AsyncWrite for SimWriter {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { socket, is_shut_down } = &*self;
+        let Self { socket, alarm, is_shut_down } = self.get_mut();
         if *is_shut_down {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let bytes = slices.iter().map(|slice| slice.len()).sum();
-        if bytes == 0 {
+        if slices.iter().all(|slice| slice.is_empty()) {
             return Poll::Ready(Ok(0));
         }
-        let limit = ready!(socket.connection.poll_write(socket.end, context, bytes))?;
-        let mut part = Vec::with_capacity(limit);
-        for slice in slices {
-            part.extend_from_slice(&slice[..slice.len().min(limit - part.len())]);
-        }
-        let written = ready!(Pin::new(&mut *socket.lock()).poll_write(context, &part))?;
-        socket.connection.wrote(socket.end, written);
-        Poll::Ready(Ok(written))
+        let Socket { network, end, .. } = &**socket;
+        let attempt =
+            |waker: &_| network.with(|fabric, now| (fabric.write(socket.id(), now, waker, slices), now));
+        alarm.poll(context, attempt).map_ok(|written| {
+            network.trace().count(*end as u64, written);
+            written
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -139,21 +148,58 @@ impl AsyncWrite for SimWriter {
 
 impl SimWriter {
     fn shut_down(&mut self) {
-        if self.is_shut_down {
-            return;
-        }
-        self.is_shut_down = true;
-        // After the end of the simulation there is nobody to tell, and no network to tell it through.
-        if !self.socket.connection.is_cut() && turmoil::in_simulation() {
-            let mut context = Context::from_waker(std::task::Waker::noop());
-            // It never waits, and fails only where there is no connection any more.
-            let _ = Pin::new(&mut *self.socket.lock()).poll_shutdown(&mut context);
+        if !std::mem::replace(&mut self.is_shut_down, true) {
+            let socket = &self.socket;
+            socket.network.with(|fabric, now| fabric.shut_down(socket.id(), now));
         }
     }
 }
 
 impl Drop for SimWriter {
     fn drop(&mut self) {
-        self.shut_down();
+        // A killed process shuts nothing down: its system closes the socket.
+        if !self.socket.network.trace().is_killed() {
+            self.shut_down();
+        }
+    }
+}
+
+/// Wakes a task when the time has come for what it waits for.
+#[derive(Debug, Default)]
+pub(super) struct Alarm(Option<(Duration, Pin<Box<Sleep>>)>);
+
+impl Alarm {
+    /// Attempts until it is done or has to wait. An attempt comes with the time at which it was made.
+    pub(super) fn poll<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        mut attempt: impl FnMut(&std::task::Waker) -> (Progress<T>, Duration),
+    ) -> Poll<T> {
+        loop {
+            let (until, now) = match attempt(context.waker()) {
+                (Progress::Done(result), _) => return Poll::Ready(result),
+                (Progress::Again, _) => {
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                (Progress::Later(until), now) => (until, now),
+            };
+            let Some(until) = until else { return Poll::Pending };
+            if self.set(until, now).as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            // It rang for a time that is over.
+            self.0 = None;
+        }
+    }
+
+    fn set(&mut self, until: Duration, now: Duration) -> &mut Pin<Box<Sleep>> {
+        let left = until.saturating_sub(now);
+        let (at, sleep) = self.0.get_or_insert_with(|| (until, Box::pin(sleep(left))));
+        if *at != until {
+            *at = until;
+            sleep.as_mut().reset(Instant::now() + left);
+        }
+        sleep
     }
 }

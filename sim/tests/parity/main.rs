@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use kvpipe::net::{Listener, Net, SocketOptions, TokioNet};
 
 use crate::cases::{
-    Abort, AddressesMirror, Case, HalfClose, LargeTransfer, RefusedAfterUnbind, ResetByAbort, WriterDropped,
-    WritingToNobody,
+    AddressesMirror, Case, ClosedUnread, FullThenRead, GoneBeforeAccept, HalfClose, LargeTransfer, Loopback,
+    NeverAccepted, RefusedAfterUnbind, ResetByAbort, ResetTellsTheWriter, WriterDropped, WritingToNobody,
+    WrittenAfterEnd,
 };
 use crate::support::simulated;
 
@@ -44,6 +45,12 @@ parity! {
     a_dropped_writer_ends_its_direction_after_what_was_written: WriterDropped,
     a_shut_down_direction_ends_and_the_other_goes_on: HalfClose,
     an_aborted_connection_is_reset_for_reader_and_writer_and_a_new_one_works: ResetByAbort,
+    a_writer_that_is_told_of_a_reset_leaves_an_end_to_the_reader: ResetTellsTheWriter,
+    a_close_with_bytes_unread_resets: ClosedUnread,
+    a_write_after_the_peers_close_breaks_the_one_after_it: WrittenAfterEnd,
+    a_connector_writes_and_goes_before_it_is_accepted: GoneBeforeAccept,
+    whoever_waits_to_be_accepted_by_a_listener_that_is_dropped_is_reset: NeverAccepted,
+    a_full_window_that_is_read_takes_the_rest: FullThenRead,
     writing_to_a_peer_that_has_gone_fails_in_the_end: WritingToNobody,
     both_ends_name_the_same_addresses: AddressesMirror,
     more_bytes_than_any_buffer_holds_arrive_in_order: LargeTransfer,
@@ -53,7 +60,7 @@ parity! {
 async fn on_loopback(case: impl Case) {
     let listener = TokioNet.bind((Ipv4Addr::LOCALHOST, 0).into(), &SocketOptions::default()).await.unwrap();
     let address = Listener::local_addr(&listener).unwrap();
-    tokio::join!(case.serve(listener, Abort), case.visit(TokioNet, address));
+    tokio::join!(case.serve(listener, Loopback), case.visit(TokioNet, address, Loopback));
 }
 
 /// Assertions that need one host only, which has this address.

@@ -7,7 +7,7 @@ use kvpipe::net::{Net, SocketOptions};
 use kvpipe_sim::draws::Draws;
 use kvpipe_sim::net::{Conditions, Network, SimNet};
 
-use crate::cases::{Case, CutLink};
+use crate::cases::{Case, Simulation};
 
 pub(crate) const SEEDS: std::ops::Range<u64> = 0..20;
 
@@ -22,19 +22,18 @@ pub(crate) fn simulated(case: impl Case) {
         let network = Network::new(seed, Conditions::drawn(&Draws::new(seed, "conditions")));
         let mut sim = network.simulation(LIMIT);
         let [server, client] = ["server", "client"].map(|name| sim.lookup(name));
-        let cut = CutLink(network.clone(), [server, client]);
         let net = SimNet::new(&network, "server", server);
         sim.client("server", async move {
             let address = SocketAddr::new(server, PORT);
             let listener = net.bind(address, &SocketOptions::default()).await?;
-            case.serve(listener, cut).await;
+            case.serve(listener, Simulation).await;
             Ok(())
         });
         let net = SimNet::new(&network, "client", client);
         sim.client("client", async move {
             // The server is there after its first step.
             tokio::time::sleep(Duration::from_millis(1)).await;
-            case.visit(net, SocketAddr::new(server, PORT)).await;
+            case.visit(net, SocketAddr::new(server, PORT), Simulation).await;
             Ok(())
         });
         if let Err(error) = sim.run() {

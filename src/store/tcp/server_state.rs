@@ -32,6 +32,7 @@
 //! error reply, and leaves the stored values and every other client as they were.
 
 use std::collections::BTreeMap;
+use std::slice;
 
 use bytes::Bytes;
 
@@ -240,8 +241,12 @@ impl ServerState {
             }
             (Stage::Validated, _) => {}
         }
-        // Those of a WAIT live on until it is answered.
-        let keys = if let Request::Wait { keys } = request { &keys[..] } else { &[] };
+        // What is waited for is held until the answer.
+        let keys = match request {
+            Request::Wait { keys } => &keys[..],
+            Request::Barrier { key, .. } => slice::from_ref(key),
+            _ => &[],
+        };
         self.hold(client, cost_of_all(keys))?;
         self.hold(client, 0)
     }
@@ -470,6 +475,7 @@ mod tests {
         assert_eq!(server.state.hold(two, 1000 - parked), Ok(()));
         // Nobody else may wait now, but whoever holds something may finish it.
         assert!(matches!(server.ask(3, wait(&["b"])), Err(Violation::TooMuchUnfinished { .. })));
+        assert!(matches!(server.ask(3, barrier(2)), Err(Violation::TooMuchUnfinished { .. })));
         assert_eq!(server.ask(0, set("a")), Ok(vec![(2, Reply::StopWaiting)]));
         server.state.disconnect(two);
         assert_eq!(server.state.unfinished_bytes(), 0);

@@ -50,8 +50,10 @@
 //! above it can be sent again, and is not in doubt any more. Until that word, it is.
 
 mod agreement;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod hostile;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model;
 mod receive;
 mod send;
 mod silence;

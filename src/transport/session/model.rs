@@ -1,14 +1,13 @@
 //! Both sessions under arbitrary cuts, delays and duplicated connections, against a model that knows
-//! only what the user put in.
+//! only what the users do.
 //!
 //! Each end loses its connection on its own, so what was sent may still arrive after the sender has
 //! given the connection up. Connections that the sender has given up wait at the receiver's door
 //! beside newer ones, and are let in late, or never.
+//!
+//! The properties and the fuzz target `session` choose the steps.
 
 use std::collections::VecDeque;
-
-use proptest::prelude::*;
-use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 
 use super::{Admission, Arrival, Claim, Heard, ReceiveSession, Reunion, SendSession};
 use crate::wire::frame::{Frame, Reply};
@@ -19,15 +18,9 @@ const SENDER: SessionId = [1; 16];
 const RECEIVER: SessionId = [2; 16];
 const FOREIGN: SessionId = [3; 16];
 
-/// What the sending user has done.
-#[derive(Clone, Debug, Default)]
-struct User {
-    accepted: u64,
-    closed: bool,
-}
-
+/// What happens to an edge. A number is an index into whatever there is to choose from.
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     /// The user puts in an item.
     Accept,
     /// The user closes.
@@ -38,6 +31,8 @@ enum Step {
     ReadFrame,
     /// The receiver acknowledges, or says that its user has taken all.
     Acknowledge,
+    /// The receiver's user leaves, after it has taken so many.
+    Leave(usize),
     /// The sender reads a reply.
     ReadReply,
     /// The sender's end of the connection breaks.
@@ -47,49 +42,11 @@ enum Step {
     /// The sender connects; an attempt before is given up.
     Dial,
     /// The receiver lets one in of those that knock.
-    LetIn(prop::sample::Index),
+    LetIn(usize),
     /// The sender reads the verdict.
     ReadVerdict,
     /// Another sender knocks.
     Foreign,
-}
-
-struct UserModel;
-
-impl ReferenceStateMachine for UserModel {
-    type State = User;
-    type Transition = Step;
-
-    fn init_state() -> BoxedStrategy<User> {
-        Just(User::default()).boxed()
-    }
-
-    fn transitions(_: &User) -> BoxedStrategy<Step> {
-        prop_oneof![
-            4 => Just(Step::Accept),
-            1 => Just(Step::Close),
-            8 => Just(Step::Send),
-            8 => Just(Step::ReadFrame),
-            5 => Just(Step::Acknowledge),
-            6 => Just(Step::ReadReply),
-            1 => Just(Step::BreakAtSender),
-            1 => Just(Step::BreakAtReceiver),
-            4 => Just(Step::Dial),
-            6 => any::<prop::sample::Index>().prop_map(Step::LetIn),
-            6 => Just(Step::ReadVerdict),
-            1 => Just(Step::Foreign),
-        ]
-        .boxed()
-    }
-
-    fn apply(mut user: User, step: &Step) -> User {
-        match step {
-            Step::Accept if !user.closed => user.accepted += 1,
-            Step::Close => user.closed = true,
-            _ => {}
-        }
-        user
-    }
 }
 
 /// A connection. Either end may have given it up.
@@ -110,49 +67,126 @@ enum Line {
     Up(usize),
 }
 
+/// How far the sender's end is done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// It has heard that all is taken.
+    Finished,
+    /// It has heard that the receiver's user has left.
+    Closed,
+}
+
+/// Both ends, and what their users have done.
 #[derive(Debug)]
-struct Edge {
+pub(crate) struct Edge {
+    accepted: u64,
+    closed: bool,
     sender: SendSession,
     /// The sequence number of the sender's next item; its outbox.
     next: u64,
     line: Line,
     closing: bool,
+    end: Option<End>,
     receiver: ReceiveSession,
     receiving: Option<usize>,
     delivered: u64,
+    /// How many items the receiver's user had taken when it left.
+    left: Option<u64>,
     /// The close has come over the present connection.
     complete: bool,
-    /// The sender has heard that all is taken.
-    finished: bool,
     /// By number. Those that still knock are in `knocking`.
     connections: Vec<Connection>,
     knocking: Vec<usize>,
 }
 
 impl Edge {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
+            accepted: 0,
+            closed: false,
             sender: SendSession::default(),
             next: 0,
             line: Line::Down,
             closing: false,
+            end: None,
             receiver: ReceiveSession::new(RECEIVER),
             receiving: None,
             delivered: 0,
+            left: None,
             complete: false,
-            finished: false,
             connections: Vec::new(),
             knocking: Vec::new(),
         }
     }
 
-    fn send(&mut self, user: &User) {
+    /// # Panics
+    /// If an end does what it must not.
+    pub(crate) fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Accept if !self.closed => self.accepted += 1,
+            Step::Accept => {}
+            Step::Close => self.closed = true,
+            Step::Send => self.send(),
+            Step::ReadFrame => self.read_frame(),
+            Step::Acknowledge => self.acknowledge(),
+            Step::Leave(taken) => self.leave(taken),
+            Step::ReadReply => self.read_reply(),
+            Step::BreakAtSender => self.line = Line::Down,
+            Step::BreakAtReceiver => self.receiving = None,
+            Step::Dial => self.dial(),
+            Step::LetIn(_) if self.knocking.is_empty() => {}
+            Step::LetIn(which) => {
+                let line = self.knocking.remove(which % self.knocking.len());
+                self.let_in(line);
+            }
+            Step::ReadVerdict => self.read_verdict(),
+            Step::Foreign => self.foreign(),
+        }
+        self.check();
+    }
+
+    /// The network heals, and everything that was accepted arrives, unless the receiver's user has left.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub(crate) fn finish(mut self) {
+        self.closed = true;
+        if self.left.is_some() {
+            return;
+        }
+        if self.end.is_none() {
+            self.line = Line::Down;
+            self.dial();
+            self.let_in(self.connections.len() - 1);
+            self.read_verdict();
+            for _ in 0..=self.accepted {
+                self.send();
+                self.read_frame();
+            }
+            self.acknowledge();
+            self.read_reply();
+            self.read_reply();
+            self.check();
+        }
+        assert_eq!(self.end, Some(End::Finished), "{self:?}");
+        assert_eq!(self.delivered, self.accepted);
+    }
+
+    fn check(&self) {
+        assert!(self.delivered <= self.accepted);
+        assert!(self.sender.acknowledged() <= self.delivered, "an item counts as delivered that is not");
+        // Items below `next` are in doubt, those above it are not: so the peer may not hold one.
+        assert!(self.delivered <= self.next, "the peer holds an item that is not in doubt");
+        assert!(self.end != Some(End::Finished) || self.delivered == self.accepted);
+    }
+
+    fn send(&mut self) {
         let Line::Up(line) = self.line else { return };
-        if self.next < user.accepted {
+        if self.next < self.accepted {
             let frame = self.sender.send(self.next, Metadata::None);
             self.next += 1;
             self.connections[line].frames.push_back(frame);
-        } else if user.closed && !self.closing {
+        } else if self.closed && !self.closing {
             self.closing = true;
             let close = self.sender.close();
             self.connections[line].frames.push_back(close);
@@ -172,8 +206,9 @@ impl Edge {
                 self.delivered += 1;
                 self.receiver.deliver();
             }
-            Arrival::Duplicate(_) => assert!(sequence.unwrap() < self.delivered),
+            Arrival::Duplicate(_) => assert!(sequence.expect("it is an item") < self.delivered),
             Arrival::Complete => self.complete = true,
+            Arrival::Goodbye => assert_eq!(self.end, Some(End::Finished)),
             other => panic!("nobody sent {other:?}"),
         }
     }
@@ -187,6 +222,17 @@ impl Edge {
         }
     }
 
+    /// Over a connection that is broken, or before there is one, the sender does not hear of it.
+    fn leave(&mut self, taken: usize) {
+        let taken = taken as u64 % (self.delivered + 1);
+        if let Some(line) = self.receiving.take() {
+            let replies = &mut self.connections[line].replies;
+            replies.extend(self.receiver.acknowledge());
+            replies.push_back(Reply::Closed { taken });
+        }
+        self.left.get_or_insert(taken);
+    }
+
     fn read_reply(&mut self) {
         let Line::Up(line) = self.line else { return };
         let Some(reply) = self.connections[line].replies.pop_front() else { return };
@@ -194,14 +240,20 @@ impl Edge {
             Heard::Acknowledged(upto) => assert!(upto <= self.delivered, "not a word too early"),
             Heard::Finished(taken) => {
                 assert_eq!(taken, self.delivered);
-                self.finished = true;
+                self.end = Some(End::Finished);
+                self.connections[line].frames.push_back(Frame::Goodbye);
+            }
+            Heard::Closed(taken) => {
+                assert_eq!(Some(taken), self.left);
+                self.end = self.end.or(Some(End::Closed));
+                self.line = Line::Down;
             }
             other => panic!("nobody said {other:?}"),
         }
     }
 
     fn dial(&mut self) {
-        if matches!(self.line, Line::Up(_)) || self.finished {
+        if matches!(self.line, Line::Up(_)) || self.end.is_some() {
             return;
         }
         let claim = Claim { session: SENDER, peer_session: self.sender.peer() };
@@ -213,6 +265,9 @@ impl Edge {
     }
 
     fn let_in(&mut self, line: usize) {
+        if self.left.is_some() {
+            return;
+        }
         let claim = self.connections[line].claim;
         match self.receiver.judge(claim, self.receiving.is_some()) {
             Admission::Welcome => {
@@ -246,68 +301,41 @@ impl Edge {
     }
 }
 
-impl StateMachineTest for Edge {
-    type SystemUnderTest = Self;
-    type Reference = UserModel;
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
-    fn init_test(_: &User) -> Self {
-        Self::new()
+    use super::*;
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            16 => Just(Step::Accept),
+            4 => Just(Step::Close),
+            32 => Just(Step::Send),
+            32 => Just(Step::ReadFrame),
+            20 => Just(Step::Acknowledge),
+            1 => (0..8_usize).prop_map(Step::Leave),
+            24 => Just(Step::ReadReply),
+            4 => Just(Step::BreakAtSender),
+            4 => Just(Step::BreakAtReceiver),
+            16 => Just(Step::Dial),
+            24 => (0..8_usize).prop_map(Step::LetIn),
+            24 => Just(Step::ReadVerdict),
+            4 => Just(Step::Foreign),
+        ]
     }
 
-    fn apply(mut edge: Self, user: &User, step: Step) -> Self {
-        match step {
-            Step::Accept | Step::Close => {}
-            Step::Send => edge.send(user),
-            Step::ReadFrame => edge.read_frame(),
-            Step::Acknowledge => edge.acknowledge(),
-            Step::ReadReply => edge.read_reply(),
-            Step::BreakAtSender => edge.line = Line::Down,
-            Step::BreakAtReceiver => edge.receiving = None,
-            Step::Dial => edge.dial(),
-            Step::LetIn(which) if !edge.knocking.is_empty() => {
-                let line = edge.knocking.remove(which.index(edge.knocking.len()));
-                edge.let_in(line);
-            }
-            Step::LetIn(_) => {}
-            Step::ReadVerdict => edge.read_verdict(),
-            Step::Foreign => edge.foreign(),
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn nothing_is_lost_doubled_or_wrongly_in_doubt_whatever_the_connections_do(
+            steps in vec(step(), 1..120),
+        ) {
+            let mut edge = Edge::new();
+            steps.iter().for_each(|step| edge.step(step));
+            edge.finish();
         }
-        edge
     }
-
-    fn check_invariants(edge: &Self, user: &User) {
-        assert!(edge.delivered <= user.accepted);
-        assert!(edge.sender.acknowledged() <= edge.delivered, "an item counts as delivered that is not");
-        // Items below `next` are in doubt, those above it are not: so the peer may not hold one.
-        assert!(edge.delivered <= edge.next, "the peer holds an item that is not in doubt");
-        assert!(!edge.finished || edge.delivered == user.accepted);
-    }
-
-    /// The network heals, and everything that was accepted arrives.
-    fn teardown(mut edge: Self, mut user: User) {
-        user.closed = true;
-        if !edge.finished {
-            edge.line = Line::Down;
-            edge.dial();
-            edge.let_in(edge.connections.len() - 1);
-            edge.read_verdict();
-            for _ in 0..=user.accepted {
-                edge.send(&user);
-                edge.read_frame();
-            }
-            edge.acknowledge();
-            edge.read_reply();
-            edge.read_reply();
-            Self::check_invariants(&edge, &user);
-        }
-        assert!(edge.finished, "{edge:?}");
-        assert_eq!(edge.delivered, user.accepted);
-    }
-}
-
-prop_state_machine! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn nothing_is_lost_doubled_or_wrongly_in_doubt_whatever_the_connections_do(sequential 1..120 => Edge);
 }

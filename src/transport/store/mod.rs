@@ -12,6 +12,8 @@ mod vllm;
 
 use std::time::Duration;
 
+#[cfg(fuzzing)]
+pub(super) use self::native::fuzzing;
 pub use self::vllm::{VllmIncoming, VllmOutgoing, VllmTransport};
 use super::{Guarantees, Inbox, Incoming, Outbox, Outgoing, Ring, Transport};
 use crate::entropy::Entropy;

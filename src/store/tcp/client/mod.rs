@@ -174,11 +174,24 @@ impl<N: Net> TcpStore<N> {
 fn parse_count(text: &[u8], server: &Server) -> Result<usize> {
     let count = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     count.ok_or_else(|| {
-        let text = String::from_utf8_lossy(text);
+        let text = String::from_utf8_lossy(&text[..text.len().min(64)]);
         let wrong = format!("the counter of workers, key \"init/\", is {text:?} and not a count");
         Error::io(
             format!("reading the store at {server}"),
             std::io::Error::new(std::io::ErrorKind::InvalidData, wrong),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_is_none_is_quoted_in_part() {
+        let server = Server { host: "store".into(), port: 1 };
+        assert_eq!(parse_count(b"12", &server).unwrap(), 12);
+        let error = parse_count(&[b'x'; 5000], &server).unwrap_err().to_string();
+        assert!(error.contains("is \"xxx") && error.len() < 300, "{error}");
+    }
 }

@@ -37,6 +37,13 @@ pub(super) struct Met {
     pub(super) peer_heartbeat: Duration,
 }
 
+impl Met {
+    fn new(keys: RunKeys, ours: &Endpoint, theirs: &Endpoint) -> Self {
+        let (session, peer_session) = (ours.session, theirs.session);
+        Self { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() }
+    }
+}
+
 /// How often a sender looks whether a receiver that does not answer was replaced by another.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
 
@@ -67,8 +74,7 @@ pub(super) async fn find_receiver<S: Store>(
                 agree(link, &ours, &theirs)?;
                 unanswered = Some((keys.clone(), hello.clone()));
                 if is_answered(store, &keys, &name, &hello).await? {
-                    let (session, peer_session) = (ours.session, theirs.session);
-                    return Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() });
+                    return Ok(Met::new(keys, &ours, &theirs));
                 }
                 store.sweep(vec![keys.sender()], Vec::new()).await;
             }
@@ -143,10 +149,7 @@ pub(super) async fn await_sender<S: Store>(
         Ok(theirs)
     });
     match met {
-        Ok(theirs) => {
-            let (session, peer_session) = (ours.session, theirs.session);
-            Ok(Met { keys, session, peer_session, peer_heartbeat: theirs.heartbeat() })
-        }
+        Ok(theirs) => Ok(Met::new(keys, &ours, &theirs)),
         Err(error) => {
             // A sender that fits no better has seen that as well, and reads it no more.
             store.sweep(vec![keys.sender()], Vec::new()).await;
@@ -201,13 +204,13 @@ fn agree(link: &Link, sender: &Endpoint, receiver: &Endpoint) -> Result<()> {
     }
 }
 
-fn encode(endpoint: &Endpoint, peer_session: Option<SessionId>) -> Bytes {
+pub(super) fn encode(endpoint: &Endpoint, peer_session: Option<SessionId>) -> Bytes {
     let mut bytes = Vec::new();
     Hello { endpoint: endpoint.clone(), peer_session }.encode_into(&mut bytes);
     bytes.into()
 }
 
-fn decode(bytes: &[u8]) -> Result<Hello, DecodeError> {
+pub(super) fn decode(bytes: &[u8]) -> Result<Hello, DecodeError> {
     let body = greeting_in(bytes)?.ok_or(DecodeError::Truncated)?;
     match bytes.len() - body.end {
         0 => Hello::decode(&bytes[body]),

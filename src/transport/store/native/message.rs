@@ -2,7 +2,7 @@
 //!
 //! A message to the receiver is a piece of one stream of [frames](Frame) and payloads; only payloads
 //! go on from one message to the next. A message to the sender says how many messages were consumed
-//! (u64 LE), and then has replies.
+//! (u64 LE), and then has at most two replies.
 
 use bytes::{Buf, Bytes};
 
@@ -50,12 +50,15 @@ impl Stream {
     }
 }
 
+/// An acknowledgement and a last word.
+const REPLIES_IN_REPORT_MAX: usize = 2;
+
 /// A message to the sender.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Report {
     /// How many messages of the sender were consumed.
     pub(super) consumed: u64,
-    /// In the order in which they were said.
+    /// In the order in which they were said, at most two.
     pub(super) replies: Vec<Reply>,
 }
 
@@ -73,6 +76,9 @@ impl Report {
         let (consumed, mut rest) = bytes.split_first_chunk().ok_or_else(short)?;
         let mut replies = Vec::new();
         while !rest.is_empty() {
+            if replies.len() == REPLIES_IN_REPORT_MAX {
+                return Err(Violation(format!("sent a report of more than {REPLIES_IN_REPORT_MAX} replies")));
+            }
             let body = frame_in(rest).map_err(violation)?.ok_or_else(short)?;
             let end = body.end;
             replies.push(Reply::decode(&rest[body]).map_err(violation)?);

@@ -31,6 +31,8 @@
 //!
 //! See [`Patient`](patient::Patient).
 
+#[cfg(fuzzing)]
+pub(in crate::transport) mod fuzzing;
 mod incoming;
 mod keys;
 mod meeting;

@@ -43,8 +43,7 @@ pub(in crate::transport::store) async fn run<S: Store>(
     }
     tracing::debug!(%link, session = ?met.session, "the edge is there");
     let alive = [met.keys.sender_alive(), met.keys.receiver_alive(), met.keys.sender()];
-    let pulse = Pulse::new(&store, &link, alive, config.heartbeat, met.peer_heartbeat);
-    pulse.begin().await?;
+    let pulse = Pulse::begin(&store, &link, alive, config.heartbeat, met.peer_heartbeat).await?;
     let end = SendingEnd {
         link: &link,
         items,

@@ -33,14 +33,15 @@ pub(super) struct Pulse<'a, S> {
 }
 
 impl<'a, S: Store> Pulse<'a, S> {
-    pub(super) fn new(
+    /// The first beat, before anything else is said: as long as our key is there, so is the edge.
+    pub(super) async fn begin(
         store: &'a Patient<S>,
         link: &'a Link,
         [own_key, peer_key, run_key]: [String; 3],
         limit: Duration,
         peer_limit: Duration,
-    ) -> Self {
-        Self {
+    ) -> Result<Self> {
+        let pulse = Self {
             store,
             link,
             own_key,
@@ -52,12 +53,9 @@ impl<'a, S: Store> Pulse<'a, S> {
             waiting: Mutex::new(true),
             leaving: Notify::new(),
             left: Notify::new(),
-        }
-    }
-
-    /// The first beat, before anything else is said: as long as our key is there, so is the edge.
-    pub(super) async fn begin(&self) -> Result<()> {
-        self.beat(0).await
+        };
+        pulse.beat(0).await?;
+        Ok(pulse)
     }
 
     /// Our key.
@@ -130,17 +128,14 @@ impl<'a, S: Store> Pulse<'a, S> {
                 Ok(None) => return self.gone("the store has lost what we had in it".into()),
                 Err(error) => return error,
             };
-            match beat.as_ref().and_then(|beat| beat.strip_prefix(&FAREWELL.to_le_bytes())) {
-                None => {}
-                Some([]) if !*self.waiting.lock() => {
-                    silence.excuse();
-                    continue;
-                }
-                Some([]) => {}
-                Some(reason) => {
-                    let reason = Text::from(String::from_utf8_lossy(reason).into_owned());
+            if let Some(reason) = beat.as_deref().and_then(farewell) {
+                if !reason.as_str().is_empty() {
                     let link = self.link.clone();
                     return Error::PeerAborted { link, reason: reason.as_str().into() };
+                }
+                if !*self.waiting.lock() {
+                    silence.excuse();
+                    continue;
                 }
             }
             if beat.is_some() && beat != last {
@@ -160,3 +155,11 @@ impl<'a, S: Store> Pulse<'a, S> {
 
 /// The beat of an end that says its last word next, or, with words behind it, says it hereby.
 const FAREWELL: u64 = u64::MAX;
+
+/// The words of a farewell, perhaps none, if `beat` is one.
+pub(super) fn farewell(beat: &[u8]) -> Option<Text> {
+    let words = beat.strip_prefix(&FAREWELL.to_le_bytes())?;
+    // Before they are copied: the store takes values far longer than any reason.
+    let words = &words[..words.len().min(Text::MAX_BYTES)];
+    Some(String::from_utf8_lossy(words).into_owned().into())
+}
