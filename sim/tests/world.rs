@@ -98,7 +98,7 @@ fn a_rank_that_is_killed_starts_again_and_one_that_is_killed_for_good_does_not()
     assert!(matches!(report.results[2], Outcome::Killed));
     let struck: Vec<_> = report.struck.into_iter().collect();
     assert_eq!(struck, [(Kind::Restart, 1), (Kind::Kill, 1), (Kind::Reboot, 1)]);
-    assert!(report.simulated > SECOND * 7, "{:?}", report.simulated);
+    assert!(report.simulated >= SECOND * 7, "{:?}", report.simulated);
 }
 
 #[test]

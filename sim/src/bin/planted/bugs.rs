@@ -287,33 +287,6 @@ pub(crate) const BUGS: &[Bug] = &[
         finder: Finder::Seeds,
     },
     Bug {
-        name: "restart-unnoticed",
-        what: "a receiver that has restarted is taken for the one before",
-        edits: &[
-            (
-                SEND_SESSION,
-                "        if self.peer.is_some_and(|known| known != peer) {\n",
-                "        if self.peer.is_some_and(|known| known != peer && received > self.sent) {\n",
-            ),
-            (
-                SEND_SESSION,
-                "        if !(self.acknowledged..=self.sent).contains(&received) {\n",
-                "        if received > self.sent {\n",
-            ),
-            (
-                RECEIVE_SESSION,
-                "            Some(session) if session != self.own => {\n",
-                "            Some(session) if session != self.own && self.received > 0 => {\n",
-            ),
-            (
-                RECEIVE_SESSION,
-                "            None if resumes => Admission::Refuse(Session, \"the listener has accepted nobody yet\"),\n",
-                "",
-            ),
-        ],
-        finder: Finder::Seeds,
-    },
-    Bug {
         name: "short-read",
         what: "a payload that comes in parts is taken for whole after the first",
         edits: &[(
@@ -345,12 +318,19 @@ pub(crate) const BUGS: &[Bug] = &[
     },
     Bug {
         name: "messages-left-in-store",
-        what: "a pipe over the store leaves its keys behind",
-        edits: &[(
-            "src/transport/store/native/outgoing.rs",
-            "                self.store.sweep(keys.all_but_messages(), messages).await;\n                result\n",
-            "                let _ = (keys.all_but_messages(), messages);\n                result\n",
-        )],
+        what: "neither end of a pipe over the store takes its keys away",
+        edits: &[
+            (
+                "src/transport/store/native/outgoing.rs",
+                "                self.store.sweep(keys.all_but_messages(), messages).await;\n                result\n",
+                "                let _ = (keys.all_but_messages(), messages);\n                result\n",
+            ),
+            (
+                "src/transport/store/native/incoming.rs",
+                "    if !said {\n",
+                "    if !said && met.keys.all_but_messages().is_empty() {\n",
+            ),
+        ],
         finder: Finder::Seeds,
     },
     Bug {
