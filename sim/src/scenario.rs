@@ -303,13 +303,17 @@ impl Setup {
         // still comes, after a hold or by a slow link.
         let deaths_known_within =
             attempts + reconnect + self.faults.silence(|_| true) + Duration::from_secs(1);
-        World::new(seed, self.workload.ranks)
-            .deaths_known_within(deaths_known_within)
+        let world = World::new(seed, self.workload.ranks)
             .faults(self.faults.clone())
             .expects(self.expectations)
             .leaves_no_keys(
                 !self.expectations.severed && !self.expectations.restarted && !self.expectations.late,
-            )
+            );
+        match self.workload.pace {
+            // While its inbox is full a receiver does not read, and silence says nothing.
+            Pace::SlowReceiver => world,
+            Pace::Brisk | Pace::IdleThenBurst => world.deaths_known_within(deaths_known_within),
+        }
     }
 }
 
