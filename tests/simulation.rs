@@ -47,7 +47,14 @@ scenarios! {
 
 /// Seeds that failed once, and why. They depend on what the simulation draws, so one that is made to draw
 /// otherwise needs new ones.
-const ONCE_FAILED: [(Scenario, u64); 0] = [];
+const ONCE_FAILED: [(Scenario, u64); 3] = [
+    // A receiver over the store waited for ever for a sender that had said farewell and then died.
+    (Scenario::StoreWireFaults, 512),
+    // A receiver on a slow link to the store left the key under which it had been found.
+    (Scenario::StoreWireFaults, 12),
+    // An abort did not reach a receiver whose inbox was full for more than a second.
+    (Scenario::Leavers, 330),
+];
 
 #[test]
 fn seeds_that_once_failed_do_not_any_more() {

@@ -1,7 +1,7 @@
 //! The fuzz targets, and what must hold for every decoder of `kvpipe::wire`, whatever the bytes; the
 //! others have checks of their own shape.
 //!
-//! Run a target from the repository's root; it starts from the hand-made inputs in `fuzz/corpus`, and
+//! Run a target from the repository's root; it starts from the inputs in `fuzz/corpus`, and
 //! keeps what it finds beside them, where git does not look:
 //!
 //! ```text

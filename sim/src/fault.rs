@@ -134,6 +134,8 @@ pub struct Planned {
 pub struct FaultPlan {
     /// By time.
     pub faults: Vec<Planned>,
+    /// Which faults of the whole plan these are, if they are a part of one.
+    numbers: Option<Vec<usize>>,
 }
 
 /// What a plan may be drawn from.
@@ -156,29 +158,38 @@ pub struct Choice {
 }
 
 impl FaultPlan {
+    /// A plan of these faults.
+    #[must_use]
+    pub fn new(mut faults: Vec<Planned>) -> Self {
+        faults.sort_by_key(|planned| planned.at);
+        Self { faults, numbers: None }
+    }
+
     /// A plan drawn from a seed: bursts of faults, and quiet times between them.
     #[must_use]
     pub fn drawn(draws: &Draws, choice: &Choice) -> Self {
         let mut faults = Vec::new();
-        let mut burst = between(draws, [Duration::ZERO, choice.within]);
+        // Most worlds are over before their last fault could begin: more of them come early.
+        let burst_at = || between(draws, [Duration::ZERO, choice.within / (1 << draws.between(0..=3))]);
+        let mut burst = burst_at();
         for _ in 0..draws.bytes(choice.count.clone()) {
             let at = burst + Duration::from_millis(draws.between(0..=30));
             if let Some(fault) = choice.draw(draws) {
                 faults.push(Planned { at, fault });
             }
             if draws.one_in(2) {
-                burst = between(draws, [Duration::ZERO, choice.within]);
+                burst = burst_at();
             }
         }
-        faults.sort_by_key(|planned| planned.at);
-        Self { faults }
+        Self::new(faults)
     }
 
     /// The faults of these numbers only.
     #[must_use]
     pub fn only(&self, kept: &BTreeSet<usize>) -> Self {
-        let faults = self.faults.iter().enumerate().filter(|(number, _)| kept.contains(number));
-        Self { faults: faults.map(|(_, planned)| planned.clone()).collect() }
+        let kept = self.faults.iter().enumerate().filter(|(number, _)| kept.contains(number));
+        let (numbers, faults) = kept.map(|(number, planned)| (number, planned.clone())).unzip();
+        Self { faults, numbers: Some(numbers) }
     }
 
     /// When the last fault has passed. One that never does, such as a kill for good, has passed at once.
@@ -187,11 +198,11 @@ impl FaultPlan {
         self.faults.iter().map(|planned| planned.at + planned.fault.lasts()).max().unwrap_or_default()
     }
 
-    /// How long hosts may be out of each other's hearing through the faults, at most and all together:
-    /// links that are down, held or slow, and clocks that jump.
+    /// How long hosts may be out of each other's hearing through such faults, at most and all together:
+    /// links that are down, held or slow.
     #[must_use]
-    pub fn silence(&self) -> Duration {
-        self.faults.iter().map(|planned| planned.fault.silence()).sum()
+    pub fn silence(&self, of: impl Fn(&Fault) -> bool) -> Duration {
+        self.faults.iter().map(|planned| &planned.fault).filter(|fault| of(fault)).map(Fault::silence).sum()
     }
 
     /// Whether there is a fault of which this holds.
@@ -223,7 +234,11 @@ impl Choice {
         let victim = || draws.pick(&self.victims).copied();
         Some(match kind {
             Kind::Reset => Fault::Reset(self.pair(draws)?),
-            Kind::ResetAfter => Fault::ResetAfter(self.pair(draws)?, draws.bytes(1..=self.bytes_max)),
+            // Small numbers are as likely as large ones: within headers, within payloads.
+            Kind::ResetAfter => {
+                let most = (self.bytes_max >> draws.between(0..=12)).max(1);
+                Fault::ResetAfter(self.pair(draws)?, draws.bytes(1..=most))
+            }
             Kind::Partition => self.uniform(draws, lasts),
             Kind::Isolation => self.isolation(*draws.pick(&self.places)?, lasts),
             Kind::OneWay => Fault::Partition(Shape::OneWay, vec![self.pair(draws)?], lasts),
@@ -248,7 +263,10 @@ impl Choice {
     }
 
     fn uniform(&self, draws: &Draws, lasts: Duration) -> Fault {
-        let sides: Vec<_> = self.places.iter().map(|&place| (place, draws.one_in(2))).collect();
+        let mut sides: Vec<_> = self.places.iter().map(|&place| (place, draws.one_in(2))).collect();
+        if let [(_, first), .., (_, last)] = &mut sides[..] {
+            *last = !*first;
+        }
         let apart = |(one, one_side): &(Place, bool)| {
             let across = sides.iter().filter(|(_, side)| side != one_side);
             across.map(|(other, _)| [*one, *other]).collect::<Vec<_>>()
@@ -301,6 +319,15 @@ impl Fault {
         }
     }
 
+    /// Whether it is about links of this host, and no others.
+    #[must_use]
+    pub fn is_of(&self, place: Place) -> bool {
+        match self {
+            Self::Partition(_, links, _) => links.iter().all(|link| link.contains(&place)),
+            fault => fault.places().contains(&place),
+        }
+    }
+
     /// Who is killed or switched off.
     #[must_use]
     pub fn dies(&self) -> Option<Place> {
@@ -316,7 +343,8 @@ impl Fault {
         match self {
             Self::Partition(.., lasts) | Self::Hold(_, lasts) | Self::Slow(.., lasts) => *lasts,
             Self::Kill(_, back) | Self::PowerLoss(_, back) => back.unwrap_or_default(),
-            Self::Reset(_) | Self::ResetAfter(..) | Self::ClockJump(..) => Duration::ZERO,
+            Self::ResetAfter(..) => RESET_WITHIN,
+            Self::Reset(_) | Self::ClockJump(..) => Duration::ZERO,
         }
     }
 
@@ -324,12 +352,15 @@ impl Fault {
         match self {
             // What is lost is sent again after pauses that double, the last of them beyond its end.
             Self::Partition(.., lasts) => *lasts * 2 + Duration::from_millis(400),
-            Self::Hold(_, lasts) | Self::ClockJump(_, lasts) => *lasts,
+            Self::Hold(_, lasts) => *lasts,
             Self::Slow(_, [_, most], _) => *most,
             _ => Duration::ZERO,
         }
     }
 }
+
+/// How long a reset waits for its bytes.
+const RESET_WITHIN: Duration = Duration::from_secs(2);
 
 fn between(draws: &Draws, [least, most]: [Duration; 2]) -> Duration {
     #[expect(clippy::cast_possible_truncation, reason = "half a billion years in milliseconds")]
@@ -387,10 +418,12 @@ impl fmt::Display for Back {
 impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.faults.is_empty() {
-            return f.write_str("  nothing goes wrong\n");
+            return f.write_str("  nothing goes wrong");
         }
-        for (number, Planned { at, fault }) in self.faults.iter().enumerate() {
-            writeln!(f, "  {number:>2}. at {at:?}: {fault}")?;
+        let numbers = self.numbers.clone().unwrap_or_else(|| (0..self.faults.len()).collect());
+        for (place, (number, Planned { at, fault })) in numbers.iter().zip(&self.faults).enumerate() {
+            let end = if place + 1 < self.faults.len() { "\n" } else { "" };
+            write!(f, "  fault {number}, at {at:?}: {fault}{end}")?;
         }
         Ok(())
     }

@@ -1,18 +1,24 @@
-//! kvpipe in a simulated world: the production code, unchanged, where every delay, every short read
-//! and every broken connection is drawn from a seed.
+//! kvpipe in a simulated world: the production code, unchanged, where every delay, every short read,
+//! every fault and every crash is drawn from a seed; and the way to test what is built on kvpipe.
 //!
 //! Production code contains nothing for the simulation, no feature and no `cfg`: it is generic over
 //! [`Net`], draws every random byte from the [`Entropy`] it is given, and tells time by `tokio::time`,
-//! which a paused runtime makes virtual. Here are the other sides of these seams:
+//! which a paused runtime makes virtual. Here are the other sides of these seams, from the bottom up:
 //!
-//! - [`net`]: a network within a turmoil simulation, and cuts of its connections;
-//! - [`scenario`]: two ranks that meet through the production store, and what goes wrong between them;
-//! - [`oracle`]: the judge of what the two saw;
-//! - [`conformance`](mod@conformance): what every transport must do, as scenarios;
-//! - [`trace`]: the history, equal to the byte for equal seeds.
+//! | module | |
+//! |---|---|
+//! | [`net`] | TCP between the hosts of a turmoil simulation, with the faults that real links have |
+//! | [`fault`] | [`FaultPlan`](fault::FaultPlan): what goes wrong and when, drawn, printed, made smaller |
+//! | [`oracle`] | the judge: knows what every end did and saw, and what that must not be |
+//! | [`world`] | [`World`](world::World): ranks and a store, running any software, while the plan strikes |
+//! | [`workload`] | software for the ranks: rings of pipes, used in all ways, and what vLLM sends |
+//! | [`scenario`] | families of worlds, by name |
+//! | [`runner`] | many seeds, what they met, and small cases of what failed |
+//! | [`conformance`](mod@conformance) | what every transport must do, as a suite for whoever writes one |
+//! | [`trace`] | the history, equal to the byte for equal seeds |
 //!
-//! `cargo run --manifest-path sim/Cargo.toml -- --seed 7 --trace` repeats a run. To come: plans of many
-//! kinds of faults, worlds of more ranks, and stand-ins for the NCCL and CUDA libraries.
+//! An example of somebody else's service in a world is in [`world`]. The command line and how to read
+//! what it prints: `README.md` in this folder.
 
 pub mod conformance;
 pub mod draws;

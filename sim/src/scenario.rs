@@ -104,6 +104,26 @@ impl Scenario {
         }
     }
 
+    /// What it is, in a line.
+    #[must_use]
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Calm => "two ranks over tcp, and nothing goes wrong",
+            Self::Pair => "two ranks over tcp, resets and delays nobody may notice",
+            Self::NoResume => "two ranks over tcp that may not resume, and resets",
+            Self::Ring => "2 to 5 ranks and a group, resets and short delays",
+            Self::Partitions => "2 to 5 ranks, partitions of any length",
+            Self::Crashes => "2 to 4 ranks that are killed and come back, or do not",
+            Self::StoreOutage => "2 to 5 ranks over tcp, and a store that goes away",
+            Self::StoreWire => "pipes over the store, resets and short delays",
+            Self::StoreWireFaults => "pipes over the store, anything",
+            Self::Clocks => "2 or 3 ranks whose clocks jump",
+            Self::Leavers => "2 or 3 ranks that abort, drop, and stop receiving",
+            Self::Vllm => "what vLLM's workers say to each other, over resets",
+            Self::Chaos => "anything at once",
+        }
+    }
+
     /// The family of a seed in the standard mix.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
@@ -139,6 +159,11 @@ impl Scenario {
         if self == Self::NoResume || self == Self::Chaos && draws.one_in(4) {
             settings.reconnect = Duration::ZERO;
         }
+        let pace = Pace::drawn(draws);
+        if pace == Pace::SlowReceiver {
+            // A close does not wait for ever for the peer's user; this one takes several long breaks.
+            settings.pipe.close_timeout = Duration::from_secs(30);
+        }
         let ranks = match self {
             Self::Ring | Self::Partitions | Self::StoreOutage => draws.bytes(2..=5),
             Self::Crashes | Self::Chaos => draws.bytes(2..=4),
@@ -169,7 +194,7 @@ impl Scenario {
                 large_items_max: if small { 1 } else { 2 },
             },
             tasks: [draws.bytes(1..=3), draws.bytes(1..=2)],
-            pace: Pace::drawn(draws),
+            pace,
             group: !matches!(self, Self::Calm | Self::Pair | Self::Vllm | Self::StoreWire) || draws.one_in(8),
             parts_together: false,
             endings,
@@ -248,22 +273,43 @@ impl Setup {
         let store_resets = faults.any(|fault| {
             matches!(fault, Fault::Reset(pair) | Fault::ResetAfter(pair, _) if pair.contains(&Place::Store))
         });
-        expectations.severed = faults.any(of_rank)
-            || faults.any(of_store)
+        let bearable = workload.settings.bearable();
+        let (links, all) = (faults.silence(|fault| !fault.is_of(Place::Store)), faults.silence(|_| true));
+        let jumps = faults.any(|fault| matches!(fault, Fault::ClockJump(..)));
+        expectations.met_severed = faults.any(of_rank)
             || resets && reconnect.is_zero()
-            || store_resets && (workload.group || wire == Wire::Tcp)
-            || faults.silence() > workload.settings.bearable()
-            || wire == Wire::Store && reconnect.is_zero();
-        workload.parts_together = *expectations == Expectations::SUCCESS;
+            || links > bearable
+            // An abort is said once: whoever aborts does not connect again to say it.
+            || expectations.left && resets
+            // While a connection is broken a clock that jumps is that of a rank which waits in vain.
+            || resets && jumps
+            || wire == Wire::Store && (faults.any(of_store) || all > bearable || reconnect.is_zero() || jumps);
+        expectations.severed = expectations.met_severed
+            || faults.any(of_store)
+            || all > bearable
+            || store_resets && (workload.group || wire == Wire::Tcp);
+        expectations.late = jumps;
+        expectations.not_before = faults.faults.first().map_or(Duration::ZERO, |first| first.at);
+        workload.parts_together = expectations.is_success();
     }
 
     /// The world of this setup.
     #[must_use]
     pub fn world(&self, seed: u64) -> World {
+        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
+        // Without a store to hear of it from, two attempts to reach it come first.
+        let attempts = if wire == Wire::Store { heartbeat * 2 } else { heartbeat };
+        // A connection that is broken just then is waited for. What was under way when its sender died
+        // still comes, after a hold or by a slow link.
+        let deaths_known_within =
+            attempts + reconnect + self.faults.silence(|_| true) + Duration::from_secs(1);
         World::new(seed, self.workload.ranks)
+            .deaths_known_within(deaths_known_within)
             .faults(self.faults.clone())
             .expects(self.expectations)
-            .leaves_no_keys(self.expectations == Expectations::SUCCESS)
+            .leaves_no_keys(
+                !self.expectations.severed && !self.expectations.restarted && !self.expectations.late,
+            )
     }
 }
 
@@ -321,12 +367,6 @@ impl fmt::Display for Case {
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { workload, faults, expectations } = self;
-        let Expectations { severed, restarted, left } = expectations;
-        write!(f, "{workload}")?;
-        writeln!(
-            f,
-            "  edges may end: {severed}; ranks or pipes may come again: {restarted}; users may leave: {left}"
-        )?;
-        write!(f, "{faults}")
+        write!(f, "{workload}  {expectations}\n{faults}")
     }
 }

@@ -1,6 +1,6 @@
 //! The same seed gives the same history, byte for byte: within a process, and in another one.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use kvpipe_sim::scenario::{Case, Scenario};
 
@@ -64,20 +64,40 @@ fn a_batch_counts_what_it_met_and_tells_how_many_seeds_there_were() {
 
 #[test]
 fn the_command_line_refuses_what_it_does_not_know() {
-    let wrong: [&[&str]; 8] = [
-        &[],
-        &["--seed", "x"],
-        &["--seed", "1", "--scenario", "x"],
-        &["--seed", "1", "--fast"],
-        &["--seed"],
-        &["--seed", "1", "--seeds", "2"],
-        &["--seeds", "2", "--trace"],
-        &["--seed", "1", "--faults", "1,x"],
+    let wrong: [(&[&str], &str); 12] = [
+        (&[], "which seeds?"),
+        (&["--seed", "x"], "not a number"),
+        (&["--seed", "1", "--scenario", "x"], "there is none of that name"),
+        (&["--seed", "1", "--fast"], "unknown option --fast"),
+        (&["--seed"], "--seed needs a value"),
+        (&["--seed", "1", "--seeds", "2"], "not both"),
+        (&["--seeds", "2", "--trace"], "--trace needs --seed"),
+        (&["--seed", "2", "--start", "1"], "--start needs --seeds"),
+        (&["--seed", "1", "--faults", "1,x"], "not a number"),
+        (&["--seed", "1", "--faults", "99"], "has"),
+        (&["--seeds", "0"], "one at least"),
+        (&["--seeds", "1", "--threads", "0"], "one at least"),
     ];
-    for args in wrong {
+    for (args, why) in wrong {
         let output = runner(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("usage:"), "{args:?}");
+        assert!(said.contains(why) && said.contains("--help"), "{args:?}: {said}");
     }
-    assert!(runner(&["--help"]).status.success());
+    let help = String::from_utf8(runner(&["--help"]).stdout).unwrap();
+    assert!(help.lines().all(|line| line.len() <= 80), "{help}");
+    assert_eq!(runner(&["--seed=3"]).stdout, runner(&["--seed", "3"]).stdout);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut simulation = Command::new(env!("CARGO_BIN_EXE_kvpipe-sim"))
+        .args(["--seed", "7", "--trace"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(simulation.stdout.take());
+    let output = simulation.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

@@ -27,7 +27,7 @@ fn gone() -> Error {
 }
 
 fn closed() -> SenderEnd {
-    SenderEnd { closed: Ok(()), undelivered: Vec::new(), acknowledged: 4 }
+    SenderEnd { closed: Ok(()), undelivered: Vec::new(), acknowledged: 4, in_flight: 0 }
 }
 
 /// The items from `acknowledged` on are undelivered, the first `doubts` of them in doubt.
@@ -36,7 +36,7 @@ fn failed(acknowledged: usize, doubts: usize) -> SenderEnd {
     let undelivered = undelivered
         .map(|((item, sequence), at)| Undelivered { sequence, item, in_doubt: at < doubts })
         .collect();
-    SenderEnd { closed: Err(gone()), undelivered, acknowledged: acknowledged as u64 }
+    SenderEnd { closed: Err(gone()), undelivered, acknowledged: acknowledged as u64, in_flight: doubts }
 }
 
 /// One stream, and its history so far.
@@ -206,18 +206,60 @@ fn a_received_item_that_is_not_in_doubt_is_found() {
     assert_eq!(violations(&sent()[..3], failed(2, 0), gone()), [Violation::FalseCertainty { sequence: 2 }]);
 }
 
+/// Two were taken and one is in the inbox.
+const ONE_LEFT: ReceiverLook = ReceiverLook { taken: 2, queued_items: 1, held_bytes: 3, arriving_bytes: 0 };
+
 #[test]
 fn a_received_item_that_nobody_took_is_in_doubt_as_well() {
-    let look = ReceiverLook { taken: 2, queued_items: 1, held_bytes: 3, arriving_bytes: 0 };
-    let found = stream(&sent(), &sent()[..2]).sees_receiver(look).ended(failed(2, 0), gone()).violations();
-    assert_eq!(found, [Violation::FalseCertainty { sequence: 2 }]);
+    let mut stream = stream(&sent(), &sent()[..2]).sees_receiver(ONE_LEFT);
+    stream.oracle.sender_ended(&stream.sender, failed(2, 0));
+    stream.oracle.receiver_ended(&stream.receiver, ReceiverEnd::Left);
+    assert_eq!(stream.violations(), [Violation::FalseCertainty { sequence: 2 }]);
+}
+
+#[test]
+fn a_failure_that_overtakes_what_has_arrived_is_found() {
+    let stream = stream(&sent(), &sent()[..2]).sees_receiver(ONE_LEFT).ended(failed(2, 1), gone());
+    let expected = Violation::EndOvertook { end: gone().to_string(), delivered: 2, received: 3 };
+    assert_eq!(stream.violations(), [expected]);
 }
 
 #[test]
 fn doubt_after_certainty_is_found() {
-    let mut end = failed(2, 0);
+    let mut end = failed(2, 1);
+    end.undelivered[0].in_doubt = false;
     end.undelivered[1].in_doubt = true;
     assert_eq!(violations(&sent()[..2], end, gone()), [Violation::DoubtAfterCertainty { sequence: 3 }]);
+}
+
+#[test]
+fn doubt_that_nothing_gives_cause_for_is_found() {
+    let end = SenderEnd { in_flight: 1, ..failed(2, 2) };
+    let found = violations(&sent()[..2], end, gone());
+    assert_eq!(found, [Violation::FalseDoubt { in_doubt: 2, in_flight: 1 }]);
+    let left = Error::ReceiverClosed { link: Link::new(0, 1), taken: 2 };
+    let found = violations(&sent()[..2], SenderEnd { closed: Err(left), ..failed(2, 1) }, Error::Closed);
+    assert!(found.contains(&Violation::FalseDoubt { in_doubt: 1, in_flight: 1 }), "{found:?}");
+}
+
+#[test]
+fn what_a_receiver_saw_counts_though_it_leaves_then() {
+    let mut stream = stream(&sent(), &sent()[..3]).ended(failed(3, 1), Error::Closed);
+    stream.oracle.receiver_ended(&stream.receiver, ReceiverEnd::Left);
+    assert_eq!(stream.violations(), [Violation::EndedTooEarly { delivered: 3, accepted: 4 }]);
+}
+
+#[test]
+fn an_abort_that_comes_as_a_graceful_end_is_found() {
+    let mut stream = stream(&sent(), &sent());
+    stream.oracle.aborts(&stream.sender);
+    assert_eq!(stream.ended(closed(), Error::Closed).violations(), [Violation::EndInvented]);
+}
+
+#[test]
+fn an_end_before_any_item_is_found() {
+    assert_eq!(violations(&[], failed(0, 0), Error::Closed), [Violation::EndInvented]);
+    assert_eq!(violations(&[None], failed(0, 0), Error::Closed).len(), 2, "no None was sent first");
 }
 
 #[test]

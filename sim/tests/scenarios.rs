@@ -117,9 +117,9 @@ fn clocks_that_jump_break_no_promise() {
 fn whoever_leaves_leaves_the_other_informed() {
     let reports = reports(Scenario::Leavers);
     for what in [
-        "ending: aborts",
-        "ending: drops everything",
-        "ending: stops receiving",
+        "leaves: abort",
+        "leaves: drop everything",
+        "leaves: stop receiving",
         "PeerAborted",
         "ReceiverClosed",
     ] {

@@ -68,7 +68,9 @@ impl Receiver {
     /// As [`recv`](Self::recv).
     ///
     /// # Errors
-    /// [`Error::Timeout`], after which the pipe is as good as before, and as [`recv`](Self::recv).
+    /// [`Error::Timeout`], after which the pipe is as good as before, and as [`recv`](Self::recv). A stream
+    /// that has ended because its peer did not come in time gives a `Timeout` as well: then
+    /// [`failure`](Self::failure) has it.
     pub async fn recv_timeout(&self, timeout: Duration) -> Result<Item> {
         match within(timeout, self.recv()).await {
             Ok(received) => received,

@@ -96,7 +96,8 @@ impl Sender {
     /// As [`send`](Self::send).
     ///
     /// # Errors
-    /// [`Error::Timeout`], and as [`send`](Self::send).
+    /// [`Error::Timeout`], and as [`send`](Self::send). A stream that has ended because its peer did not
+    /// come in time gives a `Timeout` as well: then [`failure`](Self::failure) has it.
     pub async fn send_timeout(&self, item: Item, timeout: Duration) -> Result<u64> {
         let bytes = item_bytes(&item);
         match within(timeout, self.send(item)).await {

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 /// The state of a queue.
 ///
-/// Sequence numbers count the items from 0. At any time
-/// `settled <= next <= handed_out <= settled + slots.len()`, but that a rewind lowers `next`.
+/// Sequence numbers count the items from 0. Until the consumer leaves,
+/// `settled <= handed_out <= settled + slots.len()`.
 #[derive(Debug)]
 pub(super) struct State<T> {
     limits: Limits,
@@ -18,9 +18,8 @@ pub(super) struct State<T> {
     slots: VecDeque<Slot<T>>,
     settled: u64,
     settled_bytes: u64,
-    /// The sequence number that the consumer gets next.
-    next: u64,
-    /// Everything below it was handed to the wire and may have reached the peer.
+    /// The sequence number that the consumer gets next. Everything below it was handed to the wire
+    /// and may have reached the peer.
     handed_out: u64,
     /// Payload bytes of the slots in `settled..handed_out`.
     in_flight_bytes: usize,
@@ -63,7 +62,6 @@ impl<T: Clone> State<T> {
             slots: VecDeque::new(),
             settled: 0,
             settled_bytes: 0,
-            next: 0,
             handed_out: 0,
             in_flight_bytes: 0,
             filled_bytes: 0,
@@ -121,15 +119,12 @@ impl<T: Clone> State<T> {
         if let Some(error) = &self.failure {
             return Poll::Ready(Err(error.clone()));
         }
-        let sequence = self.next;
+        let sequence = self.handed_out;
         let Some(slot) = self.slots.get(index(sequence - self.settled)) else {
             return if self.closed { Poll::Ready(Ok(None)) } else { Poll::Pending };
         };
-        self.next += 1;
-        if self.handed_out < self.next {
-            self.handed_out = self.next;
-            self.in_flight_bytes += slot.bytes;
-        }
+        self.handed_out += 1;
+        self.in_flight_bytes += slot.bytes;
         Poll::Ready(Ok(Some((sequence, slot.item.clone()))))
     }
 
@@ -143,7 +138,6 @@ impl<T: Clone> State<T> {
             self.settled += 1;
             self.settled_bytes += slot.bytes as u64;
             self.filled_bytes -= slot.bytes;
-            self.next = self.settled;
             self.handed_out = self.settled;
             self.release(1, slot.bytes, after);
             if self.slots.is_empty() {
@@ -175,7 +169,6 @@ impl<T: Clone> State<T> {
             self.held_bytes -= slot.bytes;
             after.release([slot.item]);
         }
-        self.next = self.next.max(self.settled);
         after.wake_first(&self.producers);
         self.progress(after);
     }
@@ -205,7 +198,6 @@ impl<T: Clone> State<T> {
         let to = to.clamp(self.settled, self.handed_out);
         let again = index(to - self.settled)..index(self.handed_out - self.settled);
         self.in_flight_bytes -= self.slots.range(again).map(|slot| slot.bytes).sum::<usize>();
-        self.next = to;
         self.handed_out = to;
         after.wake_first(&self.consumers);
     }

@@ -177,10 +177,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_version_that_differs_is_nobodys_fault() {
+    fn a_version_that_differs_is_nobodys_fault_and_a_lack_of_memory_this_machines() {
         let link = || Link::new(0, 1);
         let version = DecodeError::Version { what: "handshake", found: 2, supported: 1 };
         assert!(matches!(version.into_error(link()), Error::PeerIncompatible { .. }));
+        let memory = DecodeError::OutOfMemory { bytes: 9 };
+        assert!(matches!(memory.into_error(link()), Error::Io { .. }));
         assert!(matches!(DecodeError::Truncated.into_error(link()), Error::PeerMisbehaved { .. }));
     }
 

@@ -194,6 +194,18 @@ mod tests {
     }
 
     #[test]
+    fn every_kind_is_called_by_its_name() {
+        let mut names: Vec<_> = every_kind().iter().map(Object::kind).collect();
+        names.dedup();
+        assert_eq!(names, ["None", "a text", "bytes", "metadata", "a tensor", "a unique id"]);
+    }
+
+    #[test]
+    fn debug_shows_nothing_of_a_unique_id() {
+        assert_eq!(format!("{:?}", UniqueId([7; UniqueId::BYTES])), "UniqueId(..)");
+    }
+
+    #[test]
     fn nonsense_is_refused_by_name() {
         let refused =
             |bytes: &'static [u8]| Object::decode(&Bytes::from_static(bytes)).unwrap_err().to_string();

@@ -120,6 +120,11 @@ mod tests {
     }
 
     #[test]
+    fn texts_and_names_are_displayed_as_they_are() {
+        assert_eq!(format!("[{:>3}] {}", Text::from("a"), GroupName::new("b").unwrap()), "[  a] b");
+    }
+
+    #[test]
     fn control_characters_become_spaces() {
         assert_eq!(Text::from("a\r\nb\u{1b}[2Jc\u{85}d").as_str(), "a  b [2Jc d");
     }

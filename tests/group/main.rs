@@ -12,6 +12,7 @@ mod counts;
 mod create;
 mod defects;
 mod golden;
+mod model;
 mod suite;
 mod support;
 mod vllm;

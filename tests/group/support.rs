@@ -114,7 +114,7 @@ struct Watch {
 }
 
 /// How the connection to a store breaks.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Break {
     BeforeItTakesEffect,
     AfterItTookEffect,
@@ -157,6 +157,11 @@ impl Watched {
     /// The operation after the next `more` ones fails.
     pub(crate) fn break_after(&self, more: usize, how: Break) {
         self.watch().breaks = Some((more, how));
+    }
+
+    /// No operation fails any more; whether one was still to fail.
+    pub(crate) fn break_no_more(&self) -> bool {
+        self.watch().breaks.take().is_some()
     }
 
     /// Whether an operation is still to fail.

@@ -13,11 +13,15 @@ fn metadata_says_dtype_and_shape_once_each_and_nothing_else() {
     let (dtype, shape) = (text("dtype"), text("shape"));
     let swapped = dict(&[&shape, b"N", &dtype, b"N"]);
     assert_eq!(decode(&swapped, &Limits::default()), Ok(Object::Metadata(Metadata::None)));
+    // A longer name is not repeated.
+    let known = "x".repeat(63);
     for (message, fault) in [
         (dict(&[]), "metadata without dtype or shape"),
         (dict(&[&dtype, b"N"]), "metadata without dtype or shape"),
         (dict(&[&dtype, b"N", &dtype, b"N"]), "metadata that says the same twice"),
         (dict(&[&dtype, b"N", &shape, b"N", &text("device"), b"N"]), "metadata with \"device\""),
+        (dict(&[&text(&known), b"N"]), &format!("metadata with {known:?}")),
+        (dict(&[&text(&"x".repeat(64)), b"N"]), "metadata with something else than dtype and shape"),
         (dict(&[&dtype, b"N", &shape, b"N", b"NN"]), "metadata with something else than dtype and shape"),
         (dict(&[&dtype, b"N", &shape, &size(&[1])]), "metadata that is neither a tensor's nor that of None"),
         (
@@ -187,7 +191,7 @@ fn counts_and_data_agree() {
     let disagree = "malformed: two counts of a storage's items that do not agree";
     assert_eq!(with(3, 2, 8), disagree);
     assert_eq!(with(2, 3, 8), disagree);
-    assert_eq!(with(2, 2, 9), "1 trailing bytes after the message");
+    assert_eq!(with(2, 2, 10), "2 trailing bytes after the message");
     assert_eq!(with(2, 2, 7), "the message is truncated");
     assert_eq!(with(HUGE, HUGE, 8), "the message is truncated");
     assert_eq!(with(i64::MAX, i64::MAX, 8), "the message is truncated");

@@ -175,6 +175,13 @@ fn a_name_can_neither_be_long_nor_forge_a_line() {
         let refused = refusal(pickle(&message));
         assert!(refused.ends_with("a name over the limit of 128 bytes"), "{refused}");
     }
+    let longest = "x".repeat(128);
+    for message in [global("torch", &longest), format!("c{longest}\n{longest}\n").into()] {
+        let refused = refusal(pickle(&message));
+        assert!(refused.ends_with(&format!("{longest}\" is not allowed")), "{refused}");
+    }
+    // The end of the line may be what is missing.
+    assert_eq!(refusal([b"\x80\x04c", longest.as_bytes()].concat()), "the message is truncated");
     let refused = refusal(pickle(&global("a\r\n\u{1b}[2J", "b")));
     assert!(refused.ends_with(r#"the global "a\r\n\u{1b}[2J.b" is not allowed"#), "{refused}");
     assert_eq!(refusal(b"\x80\x04ctorch".to_vec()), "the message is truncated");

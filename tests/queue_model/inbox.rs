@@ -47,6 +47,7 @@ pub(crate) struct Model {
     /// Filled and not taken: payload bytes and mark.
     items: VecDeque<(usize, u8)>,
     taken: u64,
+    taken_bytes: u64,
     reserving: VecDeque<(Id, usize)>,
     permits: Vec<(Id, usize)>,
     receiving: VecDeque<Id>,
@@ -109,6 +110,7 @@ impl Model {
         if let Some((bytes, mark)) = self.items.pop_front() {
             self.room.release(bytes);
             self.taken += 1;
+            self.taken_bytes += bytes as u64;
             return Outcome::Taken(mark);
         }
         match self.end {
@@ -152,6 +154,7 @@ impl ReferenceStateMachine for Model {
                 room,
                 items: VecDeque::new(),
                 taken: 0,
+                taken_bytes: 0,
                 reserving: VecDeque::new(),
                 permits: Vec::new(),
                 receiving: VecDeque::new(),
@@ -408,7 +411,7 @@ impl StateMachineTest for Incoming {
 
     fn check_invariants(state: &Self, model: &Model) {
         let stats = state.pipe.stats().receive.unwrap();
-        assert_eq!(stats.taken_items, model.taken);
+        assert_eq!((stats.taken_items, stats.taken_bytes), (model.taken, model.taken_bytes));
         assert_eq!(stats.queued_items, model.items.len());
         assert_eq!(stats.queued_bytes, model.items.iter().map(|(bytes, _)| bytes).sum::<usize>());
         assert_eq!(

@@ -6,6 +6,7 @@
 
 #![allow(missing_docs, reason = "a test binary")]
 
+mod ends;
 mod inbox;
 mod outbox;
 mod support;

@@ -41,6 +41,7 @@ pub(crate) struct Model {
     /// Accepted and not settled: payload bytes and mark.
     items: VecDeque<(usize, u8)>,
     settled: u64,
+    settled_bytes: u64,
     next: u64,
     handed_out: u64,
     permits: BTreeMap<Id, usize>,
@@ -150,6 +151,7 @@ impl Model {
             let (bytes, _) = self.items.pop_front().expect("it was handed out");
             self.room.release(bytes);
             self.settled += 1;
+            self.settled_bytes += bytes as u64;
         }
         self.next = self.next.max(upto);
     }
@@ -169,6 +171,7 @@ impl ReferenceStateMachine for Model {
                 room,
                 items: VecDeque::new(),
                 settled: 0,
+                settled_bytes: 0,
                 next: 0,
                 handed_out: 0,
                 permits: BTreeMap::new(),
@@ -422,11 +425,13 @@ impl StateMachineTest for Outgoing {
     fn check_invariants(state: &Self, model: &Model) {
         let stats = state.pipe.stats().send.unwrap();
         let in_flight = (model.handed_out - model.settled) as usize;
-        assert_eq!(stats.delivered_items, model.settled);
+        assert_eq!((stats.delivered_items, stats.delivered_bytes), (model.settled, model.settled_bytes));
         assert_eq!(stats.in_flight_items, in_flight);
         assert_eq!(stats.queued_items, model.items.len() - in_flight);
         let bytes_in_flight: usize = model.items.iter().take(in_flight).map(|(bytes, _)| bytes).sum();
         assert_eq!(stats.in_flight_bytes, bytes_in_flight);
+        let bytes_queued: usize = model.items.iter().skip(in_flight).map(|(bytes, _)| bytes).sum();
+        assert_eq!(stats.queued_bytes, bytes_queued);
         assert_eq!(
             (stats.held_bytes, stats.held_bytes_max),
             (model.room.held_bytes, model.room.held_bytes_max)

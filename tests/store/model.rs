@@ -3,7 +3,7 @@
 //!
 //! [`Pair`] takes both through the same steps and fails where they differ: a wake-up that is lost, that
 //! nobody waits for or that comes too often, a reply to somebody else, a limit that does not hold,
-//! something left behind. The fuzz target `store_request` uses it as well.
+//! something left behind. The fuzz targets `store_request` and `store_state` use it as well.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -53,15 +53,23 @@ async fn refused(messages: &[&[u8]]) -> (String, String) {
         let message = Bytes::copy_from_slice(message);
         store.set(&format!("{base}/data/{number}"), message, LONG).await.unwrap();
     }
-    let (received, end) = drain(&receiver).await;
+    // It stays until its last word is read.
+    let ((received, end), told) = tokio::join!(drain(&receiver), last_word(&store, &base));
     assert!(received.is_empty(), "{received:?}");
     assert!(matches!(end, Error::PeerMisbehaved { .. }), "{end}");
+    (end.to_string(), told)
+}
+
+/// Reads reports as a sender does, up to the one that says what is wrong.
+async fn last_word(store: &MemoryStore, base: &str) -> String {
     let mut number = 0;
     loop {
-        let report = store.get(&format!("{base}/reply/{number}"), LONG).await.unwrap();
+        let key = format!("{base}/reply/{number}");
+        let report = store.get(&key, LONG).await.unwrap();
+        store.delete(&key, LONG).await.unwrap();
         let text = String::from_utf8_lossy(&report).into_owned();
         if text.contains("misbehaved") || text.contains("protocol") {
-            return (end.to_string(), text);
+            return text;
         }
         number += 1;
     }
@@ -140,6 +148,24 @@ async fn a_farewell_without_a_last_word_does_not_keep_a_receiver_for_ever() {
     let (received, end) = tokio::time::timeout(HANG, drain(&receiver)).await.expect("it hangs");
     assert_eq!(received, [None]);
     assert!(matches!(end, Error::PeerGone { .. }), "{end}");
+}
+
+/// Whatever the last word is: that all is taken, or that something is wrong.
+#[tokio::test(start_paused = true)]
+async fn a_farewell_of_one_that_does_not_read_our_last_word_does_not_keep_a_receiver_for_ever() {
+    for last in [Frame::Close { items: 0 }, Frame::Goodbye] {
+        let store = MemoryStore::new();
+        let (receiver, base) = as_sender(&store).await;
+        store.set(&format!("{base}/data/0"), framed(std::slice::from_ref(&last)).into(), LONG).await.unwrap();
+        store.set(&format!("{base}/alive/sender"), Bytes::from_static(&[0xFF; 8]), LONG).await.unwrap();
+        let (_, end) = tokio::time::timeout(HANG, drain(&receiver)).await.expect("it hangs");
+        match last {
+            Frame::Goodbye => assert!(matches!(end, Error::PeerMisbehaved { .. }), "{end}"),
+            _ => assert!(end.is_closed(), "{end}"),
+        }
+        let left = store.num_keys(LONG).await.unwrap();
+        assert_eq!(left, 0, "{last:?} leaves keys");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use kvpipe::store::{MemoryStore, Store};
 use kvpipe::transport::store::StoreConfig;
-use kvpipe::{Error, Item, PipeConfig};
+use kvpipe::{Error, Item, PipeConfig, Result};
 use tokio::time::{Instant, timeout};
 
 use crate::support::{HANG, config, drain, numbered, receiver, sender};
@@ -113,4 +115,75 @@ async fn an_idle_edge_lives_through_many_short_outages() {
         assert_eq!(receiver.recv().await.unwrap(), numbered(round, 8));
     }
     assert!(store.failed() > 100, "only {} operations failed", store.failed());
+}
+
+/// A store whose connections last a second.
+#[derive(Clone, Default)]
+struct ShortLived(MemoryStore);
+
+impl Store for ShortLived {
+    async fn get(&self, key: &str, wait: Duration) -> Result<Bytes> {
+        let broken = || Error::io("a test", std::io::ErrorKind::ConnectionReset.into());
+        timeout(Duration::from_secs(1), self.0.get(key, wait)).await.unwrap_or_else(|_| Err(broken()))
+    }
+
+    delegate!(0: set add check wait delete append compare_set multi_get multi_set num_keys list_keys queue_push
+        queue_pop try_queue_pop queue_len barrier);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_that_break_sooner_than_the_patience_ends_are_no_outage() {
+    let store = ShortLived::default();
+    let (sender, receiver) =
+        (sender(&store, config(), PipeConfig::default()), receiver(&store, config(), PipeConfig::default()));
+    for round in 0..5 {
+        sender.send(numbered(round, 8)).await.unwrap();
+        assert_eq!(receiver.recv().await.unwrap(), numbered(round, 8));
+        tokio::time::sleep(10 * config().reconnect_timeout).await;
+    }
+    let (closed, (_, end)) = tokio::join!(sender.close(), drain(&receiver));
+    closed.unwrap();
+    assert!(end.is_closed(), "{end}");
+}
+
+/// A store that breaks the connection of whoever reads a message of the sender's.
+#[derive(Clone, Default)]
+struct Unreadable(MemoryStore);
+
+impl Store for Unreadable {
+    async fn get(&self, key: &str, wait: Duration) -> Result<Bytes> {
+        let value = self.0.get(key, wait).await;
+        match key.contains("/data/") {
+            true => Err(Error::io("a test", std::io::ErrorKind::ConnectionReset.into())),
+            false => value,
+        }
+    }
+
+    delegate!(0: set add check wait delete append compare_set multi_get multi_set num_keys list_keys queue_push
+        queue_pop try_queue_pop queue_len barrier);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_never_gets_through_ends_the_edge() {
+    let store = Unreadable::default();
+    let (sender, receiver) =
+        (sender(&store, config(), PipeConfig::default()), receiver(&store, config(), PipeConfig::default()));
+    sender.send(numbered(0, 8)).await.unwrap();
+    let end = timeout(HANG, receiver.recv()).await.expect("it tries for ever").unwrap_err();
+    assert!(matches!(end, Error::PeerGone { .. }), "{end}");
+}
+
+/// Its peer's user took its time, and everything was acknowledged.
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_has_given_up_waiting_for_the_last_word_leaves_no_keys() {
+    let store = Watched::default();
+    let impatient = PipeConfig { close_timeout: Duration::from_secs(1), ..PipeConfig::default() };
+    let (sender, receiver) =
+        (sender(&store, config(), impatient), receiver(&store, config(), PipeConfig::default()));
+    sender.send(numbered(0, 100)).await.unwrap();
+    sender.close().await.unwrap();
+    let (received, end) = drain(&receiver).await;
+    assert_eq!(received, [numbered(0, 100)]);
+    assert!(end.is_closed(), "{end}");
+    assert!(store.keys().is_empty(), "{:?}", store.keys());
 }

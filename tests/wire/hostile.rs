@@ -1,5 +1,7 @@
 //! One lie at a time: bytes that nearly are a message, and the error that names what is wrong.
 
+use std::time::Duration;
+
 use kvpipe::tensor::DType;
 use kvpipe::wire::frame::{Frame, Reply};
 use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, Refusal, RefusalReason, Verdict, Welcome};
@@ -101,6 +103,7 @@ fn a_payload_that_no_machine_can_hold_is_refused() {
 
 #[test]
 fn a_message_beyond_the_codecs_limit_is_refused_unread() {
+    assert_eq!(refusal(&[0xff; 4096]), "metadata version 255 is not supported, only version 1");
     assert_eq!(refusal(&[0xff; 4097]), "a message of 4097 bytes is over the limit of 4096 bytes");
 }
 
@@ -135,6 +138,11 @@ fn an_option_is_zero_or_one() {
     let peer_session = body.len() - 1;
     body[peer_session] = 2;
     assert_eq!(Hello::decode(&body), Err(DecodeError::UnknownTag { what: "option tag", found: 2 }));
+}
+
+#[test]
+fn the_heartbeat_travels_in_milliseconds() {
+    assert_eq!(hello().endpoint.heartbeat(), Duration::from_secs(5));
 }
 
 #[test]

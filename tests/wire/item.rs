@@ -1,6 +1,6 @@
 //! From items to metadata.
 
-use kvpipe::tensor::{DType, Shape, Tensor};
+use kvpipe::tensor::{DType, MAX_DIMS, Shape, Tensor};
 use kvpipe::wire::Metadata;
 use kvpipe::wire::metadata::TensorMetadata;
 
@@ -20,6 +20,11 @@ fn the_metadata_of_a_tensor_is_what_its_dtype_and_shape_give() {
         let item = Some(Tensor::new(dtype, [3, 5], payload.into()).unwrap());
         assert_eq!(Metadata::of(&item), expected, "{dtype}");
     }
+}
+
+#[test]
+fn the_longest_metadata_is_that_of_the_most_dimensions() {
+    assert_eq!(tensor(DType::UInt8, &[1; MAX_DIMS]).encode().len(), Metadata::MAX_BYTES);
 }
 
 #[test]

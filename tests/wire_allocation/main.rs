@@ -5,7 +5,7 @@
 mod counting;
 
 use bytes::Bytes;
-use kvpipe::tensor::{DType, Shape};
+use kvpipe::tensor::{DType, Shape, Tensor};
 use kvpipe::wire::frame::{Frame, MAX_FRAME_BYTES, Reply};
 use kvpipe::wire::handshake::{Answer, Hello, Verdict};
 use kvpipe::wire::metadata::{Metadata, TensorMetadata};
@@ -35,6 +35,16 @@ fn encoding_an_item_into_a_vec_with_room_allocates_nothing() {
     let ((), bytes) = allocated_by(|| item.encode_into(&mut out));
     assert_eq!(bytes, 0);
     assert!(!out.is_empty());
+}
+
+#[test]
+fn encoding_a_tensor_asks_for_its_length_once() {
+    let tensor = Tensor::from_vec([100_000], vec![7_u8; 100_000]).unwrap();
+    let object = Object::Tensor(tensor);
+    let (encoded, bytes) = allocated_by(|| object.encode().unwrap());
+    assert!(encoded.len() > 100_000);
+    // Beside it: the metadata, and what two bytes begin with.
+    assert!(bytes < encoded.len() + 1000, "{bytes} bytes");
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! Many users of one pipe, and two directions at once.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use std::pin::pin;
 
 use kvpipe::{Pipe, PipeConfig};
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{drain_numbers, edge, number, numbered, peek, pipes, room, saturate};
 
-pub async fn both_directions_flow_at_once<B: Backend>(backend: B) {
+pub async fn both_directions_flow_at_once(backend: AnyBackend) {
     const ITEMS: u64 = 200;
     let config = room(4_000);
     let (left, right) = pipes(&backend, config.clone()).await;
@@ -31,7 +33,7 @@ pub async fn both_directions_flow_at_once<B: Backend>(backend: B) {
     }
 }
 
-pub async fn a_blocked_direction_does_not_hold_up_the_other<B: Backend>(backend: B) {
+pub async fn a_blocked_direction_does_not_hold_up_the_other(backend: AnyBackend) {
     let config = room(4_000);
     let (left, right) = pipes(&backend, config.clone()).await;
     let fits = saturate(&left, &right, &config, 1_000).await;
@@ -48,7 +50,7 @@ pub async fn a_blocked_direction_does_not_hold_up_the_other<B: Backend>(backend:
     assert_eq!(blocked.await.unwrap(), fits);
 }
 
-pub async fn one_direction_alone_needs_no_other<B: Backend>(backend: B) {
+pub async fn one_direction_alone_needs_no_other(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     assert!(sender.receiver().is_err() && sender.recv().await.is_err(), "it only sends");
     assert!(receiver.sender().is_err() && receiver.send(None).await.is_err(), "it only receives");
@@ -79,7 +81,7 @@ fn senders(sender: &Pipe) -> Vec<tokio::task::JoinHandle<Vec<(u64, u64)>>> {
     (0..TASKS).map(send).collect()
 }
 
-pub async fn many_senders_keep_their_own_order_and_lose_nothing<B: Backend>(backend: B) {
+pub async fn many_senders_keep_their_own_order_and_lose_nothing(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = senders(&sender);
     let mut due: Vec<u64> = (0..TASKS).map(|task| task * ITEMS_EACH).collect();
@@ -96,7 +98,7 @@ pub async fn many_senders_keep_their_own_order_and_lose_nothing<B: Backend>(back
     assert!(receiver.recv().await.unwrap_err().is_closed(), "nothing came twice");
 }
 
-pub async fn many_receivers_take_each_item_once<B: Backend>(backend: B) {
+pub async fn many_receivers_take_each_item_once(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let receivers: Vec<_> = (0..TASKS)
         .map(|_| {
@@ -119,7 +121,7 @@ pub async fn many_receivers_take_each_item_once<B: Backend>(backend: B) {
     assert_eq!(all, (0..1_000).collect::<Vec<_>>());
 }
 
-pub async fn sequence_numbers_are_places_in_the_stream<B: Backend>(backend: B) {
+pub async fn sequence_numbers_are_places_in_the_stream(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = senders(&sender);
     let mut received = Vec::new();

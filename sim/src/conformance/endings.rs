@@ -1,11 +1,13 @@
 //! How a direction ends when everybody is well: the table in `kvpipe::pipe`.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use kvpipe::{Error, Pipe, PipeConfig};
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{assert_accounted, drain_numbers, edge, numbered, pipes, room, saturate};
 
-pub async fn close_delivers_everything_and_the_receiver_sees_closed_last<B: Backend>(backend: B) {
+pub async fn close_delivers_everything_and_the_receiver_sees_closed_last(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let receiving = tokio::spawn(async move { drain_numbers(&receiver).await });
     for sequence in 0..50 {
@@ -18,7 +20,7 @@ pub async fn close_delivers_everything_and_the_receiver_sees_closed_last<B: Back
     assert!(end.is_closed(), "{end}");
 }
 
-pub async fn close_twice_and_from_two_tasks_is_one_close<B: Backend>(backend: B) {
+pub async fn close_twice_and_from_two_tasks_is_one_close(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     let (first, second, received) = tokio::join!(sender.close(), sender.close(), drain_numbers(&receiver));
@@ -29,7 +31,7 @@ pub async fn close_twice_and_from_two_tasks_is_one_close<B: Backend>(backend: B)
     assert!(receiver.recv().await.unwrap_err().is_closed(), "the end stays the end");
 }
 
-pub async fn a_closed_pipe_refuses_further_items<B: Backend>(backend: B) {
+pub async fn a_closed_pipe_refuses_further_items(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let permit = sender.reserve(8).await.unwrap();
     sender.sender().unwrap().finish();
@@ -40,7 +42,7 @@ pub async fn a_closed_pipe_refuses_further_items<B: Backend>(backend: B) {
     sender.close().await.unwrap();
 }
 
-pub async fn finish_ends_one_direction_only<B: Backend>(backend: B) {
+pub async fn finish_ends_one_direction_only(backend: AnyBackend) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     left.sender().unwrap().finish();
@@ -57,7 +59,7 @@ pub async fn finish_ends_one_direction_only<B: Backend>(backend: B) {
     right.close().await.unwrap();
 }
 
-pub async fn a_receiver_that_took_everything_and_left_has_lost_nothing<B: Backend>(backend: B) {
+pub async fn a_receiver_that_took_everything_and_left_has_lost_nothing(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     receiver.recv().await.unwrap();
@@ -65,7 +67,7 @@ pub async fn a_receiver_that_took_everything_and_left_has_lost_nothing<B: Backen
     sender.close().await.unwrap();
 }
 
-pub async fn closing_against_a_peer_still_sending_tells_it_how_many_were_taken<B: Backend>(backend: B) {
+pub async fn closing_against_a_peer_still_sending_tells_it_how_many_were_taken(backend: AnyBackend) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let mut accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -96,7 +98,7 @@ pub async fn closing_against_a_peer_still_sending_tells_it_how_many_were_taken<B
     assert!(receiver.recv().await.unwrap_err().is_closed());
 }
 
-pub async fn both_close_at_once<B: Backend>(backend: B) {
+pub async fn both_close_at_once(backend: AnyBackend) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     right.send(numbered(0, 8)).await.unwrap();
@@ -107,7 +109,7 @@ pub async fn both_close_at_once<B: Backend>(backend: B) {
     right.unwrap();
 }
 
-pub async fn both_close_at_once_with_full_inboxes<B: Backend>(backend: B) {
+pub async fn both_close_at_once_with_full_inboxes(backend: AnyBackend) {
     let config = room(4_000);
     let (left, right) = pipes(&backend, config.clone()).await;
     let accepted = saturate(&left, &right, &config, 1_000).await;
@@ -120,7 +122,7 @@ pub async fn both_close_at_once_with_full_inboxes<B: Backend>(backend: B) {
     }
 }
 
-pub async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(backend: B) {
+pub async fn a_sender_dropped_without_a_close_is_an_abort(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     sender.flush().await.unwrap();
@@ -132,7 +134,7 @@ pub async fn a_sender_dropped_without_a_close_is_an_abort<B: Backend>(backend: B
     assert!(end.to_string().contains("dropped without a close"), "{end}");
 }
 
-pub async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(backend: B) {
+pub async fn an_abort_tells_the_peer_why_and_keeps_account(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.send(numbered(0, 8)).await.unwrap();
     sender.flush().await.unwrap();
@@ -146,7 +148,7 @@ pub async fn an_abort_tells_the_peer_why_and_keeps_account<B: Backend>(backend: 
     assert_accounted(&sender, 1, 1);
 }
 
-pub async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backend>(backend: B) {
+pub async fn a_receiver_dropped_without_a_close_tells_the_sender(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     for sequence in 0..3 {
         sender.send(numbered(sequence, 8)).await.unwrap();
@@ -157,7 +159,7 @@ pub async fn a_receiver_dropped_without_a_close_tells_the_sender<B: Backend>(bac
     assert!(matches!(end, Error::ReceiverClosed { taken: 1, .. }), "{end}");
 }
 
-pub async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Backend>(backend: B) {
+pub async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer(backend: AnyBackend) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     left.send(numbered(0, 8)).await.unwrap();
     right.recv().await.unwrap();
@@ -174,9 +176,7 @@ pub async fn a_whole_pipe_dropped_tells_both_directions_of_the_peer<B: Backend>(
 }
 
 /// The peer comes later, and still learns that it came too late.
-pub async fn a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer<B: Backend>(
-    backend: B,
-) {
+pub async fn a_pipe_dropped_before_the_two_have_met_tells_both_directions_of_the_peer(backend: AnyBackend) {
     let (left, right) = backend.pair().await;
     drop(Pipe::spawn(right, PipeConfig::default()).unwrap());
     let left = Pipe::spawn(left, PipeConfig::default()).unwrap();

@@ -1,17 +1,21 @@
 //! Memory is bounded, waiting is fair, and giving up loses nothing.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use std::pin::pin;
 use std::time::Duration;
 
 use kvpipe::{Error, PipeConfig};
 
-use super::Backend;
-use super::support::{drain_numbers, edge, eventually, number, numbered, peek, poll_once, room, saturate};
+use super::AnyBackend;
+use super::support::{
+    breathe, drain_numbers, edge, eventually, number, numbered, peek, poll_once, room, saturate,
+};
 
 /// Long enough to be a wait, short enough to be given up often.
 const MOMENT: Duration = Duration::from_millis(10);
 
-pub async fn held_bytes_never_exceed_the_budget_at_either_end<B: Backend>(backend: B) {
+pub async fn held_bytes_never_exceed_the_budget_at_either_end(backend: AnyBackend) {
     const BUDGET: usize = 10_000;
     let config = PipeConfig { budget_bytes: BUDGET, window_bytes: 7_000, ..PipeConfig::default() };
     let (sender, receiver) = edge(&backend, config).await;
@@ -37,7 +41,7 @@ pub async fn held_bytes_never_exceed_the_budget_at_either_end<B: Backend>(backen
     assert!((3_500..=7_000).contains(&received.held_bytes_max), "{}", received.held_bytes_max);
 }
 
-pub async fn held_items_never_exceed_their_limit<B: Backend>(backend: B) {
+pub async fn held_items_never_exceed_their_limit(backend: AnyBackend) {
     let config = PipeConfig { max_items: 3, ..PipeConfig::default() };
     let (sender, receiver) = edge(&backend, config).await;
     // Three in the inbox, three in the outbox, whatever their size.
@@ -50,7 +54,7 @@ pub async fn held_items_never_exceed_their_limit<B: Backend>(backend: B) {
     sender.send(None).await.unwrap();
 }
 
-pub async fn a_sender_waits_for_a_receiver_that_does_not_take<B: Backend>(backend: B) {
+pub async fn a_sender_waits_for_a_receiver_that_does_not_take(backend: AnyBackend) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -62,7 +66,7 @@ pub async fn a_sender_waits_for_a_receiver_that_does_not_take<B: Backend>(backen
     assert_eq!(waiting.await.unwrap(), accepted);
 }
 
-pub async fn try_send_is_full_without_room_and_takes_again_with_it<B: Backend>(backend: B) {
+pub async fn try_send_is_full_without_room_and_takes_again_with_it(backend: AnyBackend) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -76,7 +80,7 @@ pub async fn try_send_is_full_without_room_and_takes_again_with_it<B: Backend>(b
     assert_eq!(sender.try_send(numbered(99, 1_000)).unwrap(), accepted + 1);
 }
 
-pub async fn send_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
+pub async fn send_timeout_gives_up_and_loses_nothing(backend: AnyBackend) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -91,7 +95,7 @@ pub async fn send_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
     assert!(end.is_closed(), "{end}");
 }
 
-pub async fn recv_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
+pub async fn recv_timeout_gives_up_and_loses_nothing(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let late = receiver.recv_timeout(MOMENT).await.unwrap_err();
     assert!(matches!(late, Error::Timeout { after: MOMENT, .. }), "{late}");
@@ -101,7 +105,7 @@ pub async fn recv_timeout_gives_up_and_loses_nothing<B: Backend>(backend: B) {
     assert!(matches!(empty, Error::Empty), "{empty}");
 }
 
-pub async fn flush_means_delivered<B: Backend>(backend: B) {
+pub async fn flush_means_delivered(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     sender.flush().await.unwrap();
     for sequence in 0..20 {
@@ -112,7 +116,7 @@ pub async fn flush_means_delivered<B: Backend>(backend: B) {
     assert_eq!(receiver.stats().receive.unwrap().queued_items, 20);
 }
 
-pub async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(backend: B) {
+pub async fn a_permit_holds_room_until_it_is_used_or_dropped(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let permit = sender.reserve(1_000).await.unwrap();
     assert!(matches!(sender.try_send(numbered(9, 8)), Err(Error::Full)));
@@ -122,7 +126,7 @@ pub async fn a_permit_holds_room_until_it_is_used_or_dropped<B: Backend>(backend
     assert_eq!(number(&receiver.recv().await.unwrap()), 0);
 }
 
-pub async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back<B: Backend>(backend: B) {
+pub async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     // It fills the inbox, so that what follows is not delivered and keeps its room.
     sender.send(numbered(0, 1_000)).await.unwrap();
@@ -144,7 +148,7 @@ pub async fn a_permit_takes_no_more_than_it_reserved_and_gives_the_rest_back<B: 
 }
 
 /// Waits that are dropped after a single poll take nothing, or what they report.
-pub async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
+pub async fn a_cancelled_recv_takes_nothing(backend: AnyBackend) {
     const ITEMS: u64 = 500;
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = tokio::spawn(async move {
@@ -153,12 +157,15 @@ pub async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
         }
         sender.close().await
     });
-    let mut received = Vec::new();
+    let (mut received, mut cancelled) = (Vec::new(), 0);
     let end = loop {
         match poll_once(receiver.recv()).await {
             Some(Ok(item)) => received.push(number(&item)),
             Some(Err(end)) => break end,
-            None => tokio::task::yield_now().await,
+            None => {
+                cancelled += 1;
+                breathe(cancelled).await;
+            }
         }
     };
     assert!(end.is_closed(), "{end}");
@@ -166,7 +173,7 @@ pub async fn a_cancelled_recv_takes_nothing<B: Backend>(backend: B) {
     sending.await.unwrap().unwrap();
 }
 
-pub async fn a_cancelled_reserve_gives_up_its_place_only<B: Backend>(backend: B) {
+pub async fn a_cancelled_reserve_gives_up_its_place_only(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let held = sender.reserve(600).await.unwrap();
     {
@@ -182,18 +189,21 @@ pub async fn a_cancelled_reserve_gives_up_its_place_only<B: Backend>(backend: B)
     assert_eq!(number(&receiver.recv().await.unwrap()), 1);
 }
 
-pub async fn a_cancelled_send_leaves_no_gap<B: Backend>(backend: B) {
+pub async fn a_cancelled_send_leaves_no_gap(backend: AnyBackend) {
     const ITEMS: u64 = 500;
     let (sender, receiver) = edge(&backend, room(1_000)).await;
     let sending = tokio::spawn(async move {
-        let mut sequence = 0;
+        let (mut sequence, mut cancelled) = (0, 0);
         while sequence < ITEMS {
             match poll_once(sender.send(numbered(sequence, 300))).await {
                 Some(sent) => {
                     assert_eq!(sent.unwrap(), sequence);
                     sequence += 1;
                 }
-                None => tokio::task::yield_now().await,
+                None => {
+                    cancelled += 1;
+                    breathe(cancelled).await;
+                }
             }
         }
         sender.close().await

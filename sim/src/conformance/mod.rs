@@ -46,39 +46,31 @@
 //!
 //! // Or without the test harness, and chosen:
 //! fn main() {
-//!     for scenario in scenarios::<Mine>().iter().filter(|scenario| scenario.group() == "plain") {
+//!     for scenario in scenarios().iter().filter(|scenario| scenario.group() == "plain") {
 //!         scenario.run(Mine);
 //!     }
 //! }
 //! ```
 //!
-//! The scenarios run on a tokio runtime with two threads; [`threads`] runs outside of any. Besides its
+//! The scenarios run on a tokio runtime with two threads; [`threads`] runs outside of any, and
+//! [`simulated`] has them run in a simulated network. Besides its
 //! contract a transport needs nothing for the suite, but tests are fast only if its timeouts can be
 //! short: each test of a peer's death waits for one.
 
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod concurrency;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod endings;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
+mod erased;
 pub mod failures;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod flow;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod items;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod patience;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod plain;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod resumption;
-#[doc(hidden)]
-pub mod run;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
+mod run;
+pub mod simulated;
 pub mod statistics;
 pub mod support;
 mod table;
-#[allow(missing_docs, reason = "a scenario is named after what must hold")]
 pub mod threads;
 
 use std::any::Any;
@@ -86,7 +78,9 @@ use std::time::Duration;
 
 use kvpipe::transport::Transport;
 
-pub use self::run::{HANG, Scenario, scenarios};
+pub use self::erased::{AnyBackend, AnyIncoming, AnyOutgoing, AnyTransport};
+pub use self::run::{HANG, Scenario, scenario, scenarios};
+pub use self::simulated::Ground;
 
 /// The sending direction of a backend.
 pub type OutOf<B> = <<B as Backend>::Transport as Transport>::Out;

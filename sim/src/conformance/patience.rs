@@ -3,6 +3,8 @@
 //! The passing of time is the scenario here, so these tests sleep; nothing else in the suite does. A
 //! wire without a clock has nothing to be impatient with, and skips them by name.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,12 +15,12 @@ use kvpipe::transport::Transport;
 use kvpipe::{Error, Pipe, PipeConfig};
 
 use super::support::{drain_numbers, edge, numbered, peek, room, saturate};
-use super::{Backend, HEARTBEAT};
+use super::{AnyBackend, HEARTBEAT};
 
 /// How many heartbeat limits go by.
 const LIMITS: u32 = 6;
 
-pub async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead<B: Backend>(backend: B) {
+pub async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead(backend: AnyBackend) {
     let Some(backend) = impatient(backend) else { return };
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
@@ -37,7 +39,7 @@ pub async fn a_slow_consumer_far_past_the_heartbeat_limit_is_not_dead<B: Backend
     assert!(end.is_closed(), "{end}");
 }
 
-pub async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead<B: Backend>(backend: B) {
+pub async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead(backend: AnyBackend) {
     const LARGE: usize = 32 << 20;
     let Some(backend) = impatient(backend) else { return };
     let (sender, receiver) = edge(&backend, room(1_000)).await;
@@ -52,7 +54,7 @@ pub async fn a_consumer_slow_in_the_middle_of_a_large_item_is_not_dead<B: Backen
     assert!(end.is_closed(), "{end}");
 }
 
-pub async fn a_long_idle_pipe_still_takes_a_burst<B: Backend>(backend: B) {
+pub async fn a_long_idle_pipe_still_takes_a_burst(backend: AnyBackend) {
     const BURST: u64 = 500;
     let Some(backend) = impatient(backend) else { return };
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
@@ -69,7 +71,7 @@ pub async fn a_long_idle_pipe_still_takes_a_burst<B: Backend>(backend: B) {
 }
 
 /// Frozen, not ended: its sockets stay open, as those of a stopped process do.
-pub async fn a_frozen_peer_is_found_out_by_both_directions<B: Backend>(backend: B) {
+pub async fn a_frozen_peer_is_found_out_by_both_directions(backend: AnyBackend) {
     let Some(backend) = impatient(backend) else { return };
     let (left, right) = backend.pair().await;
     let left = Pipe::spawn(left, PipeConfig::default()).unwrap();
@@ -102,7 +104,7 @@ async fn freezable(future: impl Future<Output = ()>, frozen: Arc<AtomicBool>) {
     .await;
 }
 
-fn impatient<B: Backend>(backend: B) -> Option<B> {
+fn impatient(backend: AnyBackend) -> Option<AnyBackend> {
     let impatient = backend.impatient();
     if impatient.is_none() {
         println!("skipped: the wire has no clock");

@@ -1,8 +1,10 @@
 //! What every wire does, even one on which nothing comes back: both ends know how many items there are.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use kvpipe::{DType, Error, Item, Pipe, PipeConfig, Shape, Tensor};
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{edge, number, numbered, pipes, poll_once, room};
 
 /// Takes so many items.
@@ -14,7 +16,7 @@ async fn take(pipe: &Pipe, count: usize) -> Vec<Item> {
     items
 }
 
-pub async fn a_known_number_of_items_arrives_in_order_with_nones_in_their_places<B: Backend>(backend: B) {
+pub async fn a_known_number_of_items_arrives_in_order_with_nones_in_their_places(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sent: Vec<Item> =
         (0..600).map(|sequence| if sequence % 3 == 0 { None } else { numbered(sequence, 8) }).collect();
@@ -26,7 +28,7 @@ pub async fn a_known_number_of_items_arrives_in_order_with_nones_in_their_places
     assert!(poll_once(receiver.recv()).await.is_none(), "there is no item too many");
 }
 
-pub async fn large_and_small_payloads_arrive_whole<B: Backend>(backend: B) {
+pub async fn large_and_small_payloads_arrive_whole(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let sizes = [8, 255, 256, 4096, (64 << 10) - 1, 64 << 10, (1 << 20) + 3, 9 << 20, 33 << 20];
     for (sequence, bytes) in (0..).zip(sizes) {
@@ -36,7 +38,7 @@ pub async fn large_and_small_payloads_arrive_whole<B: Backend>(backend: B) {
     }
 }
 
-pub async fn whatever_dtype_and_shape_is_accepted_survives<B: Backend>(backend: B) {
+pub async fn whatever_dtype_and_shape_is_accepted_survives(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     let shapes: [&[usize]; 5] = [&[], &[0], &[2, 3], &[5, 0, 7], &[2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 3]];
     let mut accepted = 0;
@@ -59,7 +61,7 @@ pub async fn whatever_dtype_and_shape_is_accepted_survives<B: Backend>(backend: 
     assert!(accepted >= 12 * shapes.len(), "only {accepted} items were accepted");
 }
 
-pub async fn both_directions_carry_a_known_number_of_items_at_once<B: Backend>(backend: B) {
+pub async fn both_directions_carry_a_known_number_of_items_at_once(backend: AnyBackend) {
     let (left, right) = pipes(&backend, room(4_000)).await;
     let send = async |pipe: &Pipe, first: u64| {
         for sequence in first..first + 50 {
@@ -74,7 +76,7 @@ pub async fn both_directions_carry_a_known_number_of_items_at_once<B: Backend>(b
 }
 
 /// vLLM's pipe has one thread for both directions: a rank that waits for an item can't send one.
-pub async fn two_ends_that_both_receive_first_still_get_what_is_sent_then<B: Backend>(backend: B) {
+pub async fn two_ends_that_both_receive_first_still_get_what_is_sent_then(backend: AnyBackend) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     let receive_first = async |pipe: &Pipe, own: u64| {
         let (received, sent) = tokio::join!(pipe.recv(), pipe.send(numbered(own, 8)));
@@ -84,7 +86,7 @@ pub async fn two_ends_that_both_receive_first_still_get_what_is_sent_then<B: Bac
     assert_eq!(tokio::join!(receive_first(&left, 1), receive_first(&right, 2)), (2, 1));
 }
 
-pub async fn a_close_returns_once_everything_is_out_of_our_hands<B: Backend>(backend: B) {
+pub async fn a_close_returns_once_everything_is_out_of_our_hands(backend: AnyBackend) {
     let (sender, receiver) = edge(&backend, PipeConfig::default()).await;
     for sequence in 0..10 {
         sender.send(numbered(sequence, 100)).await.unwrap();

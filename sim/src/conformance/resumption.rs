@@ -1,11 +1,13 @@
 //! A wire that resumes, over a connection that breaks again and again.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use kvpipe::{PipeConfig, Result};
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{drain_numbers, numbered, receiving, sending};
 
-pub async fn connections_that_break_lose_and_double_nothing<B: Backend>(backend: B) {
+pub async fn connections_that_break_lose_and_double_nothing(backend: AnyBackend) {
     let Some((outgoing, incoming, _wire)) = backend.breaking_edge().await else {
         panic!("a wire that declares that it resumes must have a way to break");
     };

@@ -1,13 +1,15 @@
 //! What a metrics exporter reads adds up.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use std::time::Duration;
 
 use kvpipe::PipeConfig;
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{edge, numbered, pipes, room, saturate};
 
-pub async fn totals_count_what_was_delivered_and_taken<B: Backend>(backend: B) {
+pub async fn totals_count_what_was_delivered_and_taken(backend: AnyBackend) {
     let (left, right) = pipes(&backend, PipeConfig::default()).await;
     for item in [numbered(0, 100), None, numbered(1, 23)] {
         left.send(item).await.unwrap();
@@ -24,7 +26,7 @@ pub async fn totals_count_what_was_delivered_and_taken<B: Backend>(backend: B) {
     assert_eq!(right.stats().send.unwrap().delivered_items, 0);
 }
 
-pub async fn gauges_show_what_waits_where<B: Backend>(backend: B) {
+pub async fn gauges_show_what_waits_where(backend: AnyBackend) {
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;
     let accepted = saturate(&sender, &receiver, &config, 1_000).await;
@@ -40,7 +42,7 @@ pub async fn gauges_show_what_waits_where<B: Backend>(backend: B) {
     assert_eq!(sent.delivered_items, received.queued_items as u64);
 }
 
-pub async fn waiting_is_counted_as_time_blocked<B: Backend>(backend: B) {
+pub async fn waiting_is_counted_as_time_blocked(backend: AnyBackend) {
     const WAIT: Duration = Duration::from_millis(20);
     let config = room(4_000);
     let (sender, receiver) = edge(&backend, config.clone()).await;

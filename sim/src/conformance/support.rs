@@ -9,16 +9,16 @@ use kvpipe::transport::{Incoming, Outgoing};
 use kvpipe::{Error, Item, Pipe, PipeConfig, Result, Tensor};
 use tokio::task::JoinHandle;
 
-use super::Backend;
+use super::AnyBackend;
 
 /// A pipe at each end, on the current runtime.
-pub async fn pipes<B: Backend>(backend: &B, config: PipeConfig) -> (Pipe, Pipe) {
+pub async fn pipes(backend: &AnyBackend, config: PipeConfig) -> (Pipe, Pipe) {
     let (left, right) = backend.pair().await;
     (Pipe::spawn(left, config.clone()).unwrap(), Pipe::spawn(right, config).unwrap())
 }
 
 /// A pipe that only sends and one that only receives, on the current runtime.
-pub async fn edge<B: Backend>(backend: &B, config: PipeConfig) -> (Pipe, Pipe) {
+pub async fn edge(backend: &AnyBackend, config: PipeConfig) -> (Pipe, Pipe) {
     let (outgoing, incoming) = backend.edge().await;
     let (sender, _) = sending(outgoing, config.clone());
     let (receiver, _) = receiving(incoming, config);
@@ -111,6 +111,15 @@ pub async fn saturate(sender: &Pipe, receiver: &Pipe, config: &PipeConfig, bytes
 pub async fn eventually(condition: impl Fn() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Lets others go on, between two polls of something that may come true at any of them. Every 16th is a
+/// rest, for the same reason as in [`eventually`].
+pub async fn breathe(polls: u64) {
+    match polls.is_multiple_of(16) {
+        true => tokio::time::sleep(Duration::from_millis(1)).await,
+        false => tokio::task::yield_now().await,
     }
 }
 

@@ -9,22 +9,40 @@ macro_rules! conformance {
             #[allow(unused_imports, reason = "the backend may be named by its whole path")]
             use super::*;
 
-            fn backend() -> impl $crate::conformance::Backend {
-                $backend
+            fn run(scenario: $crate::conformance::Scenario) {
+                scenario.run($backend);
             }
 
-            $crate::__conformance_groups!(__conformance_tests, ());
+            $crate::__conformance_groups!(__conformance_tests);
         }
     };
 }
 
-/// Calls a macro with what it needs and all groups: how each runs, what it rests on, its scenarios.
+/// Makes a test of each scenario, in a module of its own, that runs it in the simulations of some seeds:
+/// `simulated_conformance!(mine, 0..3, Mine::on)`, where `Mine::on` makes a backend of a
+/// [`Ground`](crate::conformance::Ground). See [`simulated`](crate::conformance::simulated).
+#[macro_export]
+macro_rules! simulated_conformance {
+    ($name:ident, $seeds:expr, $backend:expr) => {
+        mod $name {
+            #[allow(unused_imports, reason = "the backend may be named by its whole path")]
+            use super::*;
+
+            fn run(scenario: $crate::conformance::Scenario) {
+                scenario.simulate($seeds, $backend);
+            }
+
+            $crate::__conformance_groups!(__conformance_simulated_tests);
+        }
+    };
+}
+
+/// Calls a macro with all groups: how each runs, what it rests on, its scenarios.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_groups {
-    ($each:ident, $with:tt) => {
+    ($each:ident) => {
         $crate::$each! {
-            $with
             task plain(|_| true) {
                 a_known_number_of_items_arrives_in_order_with_nones_in_their_places,
                 large_and_small_payloads_arrive_whole,
@@ -112,18 +130,16 @@ macro_rules! __conformance_groups {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_tests {
-    ($with:tt $($kind:ident $group:ident($needs:expr) { $($scenario:ident,)* })*) => {
+    ($($kind:ident $group:ident($needs:expr) { $($scenario:ident,)* })*) => {
         $(
             mod $group {
                 $(
                     #[test]
                     fn $scenario() {
-                        let backend = super::backend();
-                        $crate::conformance::run::$kind(
-                            backend,
-                            $needs,
-                            $crate::conformance::$group::$scenario,
-                        );
+                        super::run($crate::conformance::scenario(
+                            stringify!($group),
+                            stringify!($scenario),
+                        ));
                     }
                 )*
             }
@@ -133,16 +149,30 @@ macro_rules! __conformance_tests {
 
 #[doc(hidden)]
 #[macro_export]
+macro_rules! __conformance_simulated_tests {
+    // A simulation has one thread.
+    (thread $group:ident($needs:expr) { $($scenario:ident,)* } $($rest:tt)*) => {
+        $crate::__conformance_simulated_tests! { $($rest)* }
+    };
+    (task $group:ident($needs:expr) { $($scenario:ident,)* } $($rest:tt)*) => {
+        $crate::__conformance_tests! { task $group($needs) { $($scenario,)* } }
+        $crate::__conformance_simulated_tests! { $($rest)* }
+    };
+    () => {};
+}
+
+/// The table, for `run.rs`.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! __conformance_list {
-    ($with:tt $($kind:ident $group:ident($needs:expr) { $($scenario:ident,)* })*) => {
-        vec![$($(
-            $crate::conformance::Scenario::new(stringify!($group), stringify!($scenario), |backend| {
-                $crate::conformance::run::$kind(
-                    backend,
-                    $needs,
-                    $crate::conformance::$group::$scenario,
-                );
-            }),
+    ($($kind:ident $group:ident($needs:expr) { $($scenario:ident,)* })*) => {
+        &[$($(
+            Scenario {
+                group: stringify!($group),
+                name: stringify!($scenario),
+                needs: $needs,
+                body: body!($kind super::$group::$scenario),
+            },
         )*)*]
     };
 }

@@ -1,20 +1,22 @@
 //! Callers that know nothing of async: plain threads, outside of any runtime.
 
+#![allow(missing_docs, reason = "a scenario is named after what must hold")]
+
 use std::thread;
 
 use kvpipe::{Error, Pipe, PipeConfig};
 use tokio::runtime::Runtime;
 
-use super::Backend;
+use super::AnyBackend;
 use super::support::{number, numbered, room};
 
 /// Both ends, each driven by a thread of its own. Only setting up the transport may need `runtime`.
-fn pipes<B: Backend>(backend: &B, runtime: &Runtime, config: PipeConfig) -> (Pipe, Pipe) {
+fn pipes(backend: &AnyBackend, runtime: &Runtime, config: PipeConfig) -> (Pipe, Pipe) {
     let (left, right) = runtime.block_on(backend.pair());
     (Pipe::spawn(left, config.clone()).unwrap(), Pipe::spawn(right, config).unwrap())
 }
 
-pub fn plain_threads_send_receive_and_close_without_a_runtime<B: Backend>(backend: B, runtime: &Runtime) {
+pub fn plain_threads_send_receive_and_close_without_a_runtime(backend: AnyBackend, runtime: &Runtime) {
     let (left, right) = pipes(&backend, runtime, room(1_000));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -34,7 +36,7 @@ pub fn plain_threads_send_receive_and_close_without_a_runtime<B: Backend>(backen
     });
 }
 
-pub fn many_threads_send_and_receive_on_one_pipe<B: Backend>(backend: B, runtime: &Runtime) {
+pub fn many_threads_send_and_receive_on_one_pipe(backend: AnyBackend, runtime: &Runtime) {
     const THREADS: u64 = 4;
     const ITEMS_EACH: u64 = 100;
     let (left, right) = pipes(&backend, runtime, room(1_000));

@@ -28,15 +28,9 @@ pub(super) struct Fabric {
     /// Where each host looks for a free port next.
     pub(super) ports: BTreeMap<IpAddr, u16>,
     ids: u64,
-    cuts: VecDeque<Cut>,
+    /// Cuts to come, after so many more bytes, by the way that these take.
+    cuts: BTreeMap<Way, VecDeque<usize>>,
     pub(super) cuts_struck: usize,
-}
-
-/// A cut to come.
-#[derive(Clone, Copy, Debug)]
-struct Cut {
-    way: Way,
-    bytes_left: usize,
 }
 
 impl Fabric {
@@ -49,7 +43,7 @@ impl Fabric {
             made: BTreeMap::new(),
             ports: BTreeMap::new(),
             ids: 0,
-            cuts: VecDeque::new(),
+            cuts: BTreeMap::new(),
             cuts_struck: 0,
         }
     }
@@ -80,8 +74,8 @@ impl Fabric {
     ) -> Progress<io::Result<usize>> {
         let Some(connection) = self.connections.get_mut(&id) else { return Progress::Later(None) };
         let way = connection.way(end.other());
-        let next = self.cuts.front().filter(|cut| cut.way == way);
-        let most = next.map_or(buffer.remaining(), |cut| cut.bytes_left.min(buffer.remaining()));
+        let next = self.cuts.get(&way).and_then(VecDeque::front);
+        let most = next.map_or(buffer.remaining(), |bytes_left| buffer.remaining().min(*bytes_left));
         let progress = connection.read(end, now, &mut self.medium, most, buffer);
         match progress {
             Progress::Done(Ok(bytes)) => self.came(id, end, bytes, now),
@@ -155,17 +149,18 @@ impl Fabric {
     }
 
     pub(super) fn cut_after(&mut self, way: Way, bytes: usize) {
-        self.cuts.push_back(Cut { way, bytes_left: bytes.max(1) });
+        self.cuts.entry(way).or_default().push_back(bytes.max(1));
     }
 
     /// So many bytes came to `end`.
     fn came(&mut self, id: u64, end: End, bytes: usize, now: Duration) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let way @ [from, to] = connection.way(end.other());
-        let Some(next) = self.cuts.front_mut().filter(|cut| cut.way == way) else { return };
-        next.bytes_left = next.bytes_left.saturating_sub(bytes);
-        if next.bytes_left == 0 {
-            self.cuts.pop_front();
+        let Some(cuts) = self.cuts.get_mut(&way) else { return };
+        let Some(bytes_left) = cuts.front_mut() else { return };
+        *bytes_left = bytes_left.saturating_sub(bytes);
+        if *bytes_left == 0 {
+            cuts.pop_front();
             // Here it comes after that byte, however many more had arrived.
             connection.to(end).drop_arrived(now);
             self.cut(from, to, now);

@@ -71,6 +71,11 @@ impl SimNet {
         self.host.ip
     }
 
+    /// In simulated time.
+    pub(crate) fn now(&self) -> std::time::Duration {
+        self.network.trace().now()
+    }
+
     pub(crate) fn note(&self, event: impl std::fmt::Display) {
         self.network.trace().note(&self.host.name, event);
     }

@@ -73,7 +73,8 @@ impl Network {
     }
 
     /// Cuts all connections of the two hosts once `bytes` more bytes have come from one to the other,
-    /// on whichever connections. Of several such cuts each begins to count when the one before strikes.
+    /// on whichever connections. Of several such cuts this way each begins to count when the one before
+    /// strikes.
     pub fn cut_after(&self, from: IpAddr, to: IpAddr, bytes: usize) {
         self.note(format_args!("cuts after {bytes} more bytes from {from} to {to}"));
         self.with(|fabric, _| fabric.cut_after([from, to], bytes));

@@ -47,6 +47,13 @@ pub struct EndId {
     number: usize,
 }
 
+impl EndId {
+    /// The rank that sends.
+    pub(crate) fn from(&self) -> usize {
+        self.edge.from
+    }
+}
+
 impl std::fmt::Display for EndId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, {} of rank {}", self.edge.pipe, self.number, self.edge.from)
@@ -62,6 +69,8 @@ pub struct SenderEnd {
     pub undelivered: Vec<Undelivered>,
     /// How many items the statistics say are acknowledged.
     pub acknowledged: u64,
+    /// How many the statistics say are on their way.
+    pub in_flight: usize,
 }
 
 /// How a receiver's end ended.
@@ -175,9 +184,35 @@ impl Oracle {
         self.edges.get(&end.edge).map_or(0, |edge| edge.senders[end.number].accepted.len())
     }
 
+    /// Whether items have got through to a receiver, or from a sender.
+    #[must_use]
+    pub fn has_met(&self, end: &EndId, sends: bool) -> bool {
+        self.edges.get(&end.edge).is_some_and(|edge| edge.has_met(end.number, sends))
+    }
+
+    /// Whether a receiver has got items, and expects more.
+    #[must_use]
+    pub fn expects_more(&self, receiver: &EndId) -> bool {
+        self.edges.get(&receiver.edge).is_some_and(|edge| edge.expects_more(receiver.number))
+    }
+
+    /// Whether the items of a sender get through, and its user has not finished.
+    #[must_use]
+    pub fn has_more(&self, sender: &EndId) -> bool {
+        self.edges.get(&sender.edge).is_some_and(|edge| edge.has_more(sender.number))
+    }
+
     /// A flush succeeded that began when so many items were accepted.
     pub fn flushed(&mut self, end: &EndId, accepted: usize) {
         self.with(end, |edge, number| edge.flushed(number, accepted));
+    }
+
+    /// The user ends the stream here and now, and not gracefully.
+    pub fn aborts(&mut self, end: &EndId) {
+        self.with(end, |edge, number| {
+            edge.senders[number].aborted = true;
+            Ok(())
+        });
     }
 
     /// The user ends the stream after what was accepted.
@@ -196,10 +231,10 @@ impl Oracle {
         });
     }
 
-    /// The receiver's end is over.
+    /// The receiver's end is over. What it came to first is what counts.
     pub fn receiver_ended(&mut self, end: &EndId, how: ReceiverEnd) {
         self.with(end, |edge, number| {
-            edge.receivers[number].end = Some(how);
+            edge.receivers[number].end.get_or_insert(how);
             Ok(())
         });
     }

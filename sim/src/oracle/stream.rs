@@ -16,6 +16,7 @@ pub(super) struct Edge {
 pub(super) struct Sent {
     pub(super) accepted: Vec<Item>,
     pub(super) finishing: bool,
+    pub(super) aborted: bool,
     pub(super) end: Option<SenderEnd>,
     limits: Limits,
 }
@@ -54,7 +55,7 @@ impl Limits {
 impl Sent {
     pub(super) fn new(config: &PipeConfig) -> Self {
         let limits = Limits { bytes: config.budget_bytes, items: config.max_items };
-        Self { accepted: Vec::new(), finishing: false, end: None, limits }
+        Self { accepted: Vec::new(), finishing: false, aborted: false, end: None, limits }
     }
 
     pub(super) fn accept(&mut self, sequence: u64, item: &Item) -> Result<(), Violation> {
@@ -128,6 +129,33 @@ impl Edge {
         Ok(())
     }
 
+    pub(super) fn has_met(&self, number: usize, sends: bool) -> bool {
+        match sends {
+            true => self.receiver_of(number).is_some_and(|receiver| receiver.received > 0),
+            false => self.receivers[number].received > 0,
+        }
+    }
+
+    pub(super) fn expects_more(&self, receiver: usize) -> bool {
+        let Received { end, sender, received, .. } = &self.receivers[receiver];
+        let more_to_come = |sender: usize| {
+            let Sent { finishing, accepted, .. } = &self.senders[sender];
+            !finishing || *received < accepted.len() as u64
+        };
+        end.is_none() && sender.is_some_and(more_to_come)
+    }
+
+    pub(super) fn has_more(&self, sender: usize) -> bool {
+        let Sent { end, finishing, accepted, .. } = &self.senders[sender];
+        let more_to_go = |receiver: &Received| !finishing || receiver.received < accepted.len() as u64;
+        end.is_none() && self.receiver_of(sender).is_some_and(more_to_go)
+    }
+
+    /// The receiver to which the items of a sender go, once an item tells.
+    fn receiver_of(&self, sender: usize) -> Option<&Received> {
+        self.receivers.iter().find(|receiver| receiver.sender == Some(sender))
+    }
+
     pub(super) fn flushed(&self, number: usize, accepted: usize) -> Result<(), Violation> {
         let received = self.received_of(number);
         match received < accepted as u64 {
@@ -138,16 +166,10 @@ impl Edge {
 
     pub(super) fn judge(&self, tell: &mut dyn FnMut(String, Violation)) {
         for (number, received) in self.receivers.iter().enumerate() {
-            let name = format!("receiver {number}");
-            let sender = received.sender.map(|sender| &self.senders[sender]);
-            if let (Some(ReceiverEnd::Saw(Error::Closed)), Some(sent)) = (&received.end, sender) {
-                let (delivered, accepted) = (received.delivered.len(), sent.accepted.len());
-                if delivered < accepted {
-                    tell(name.clone(), Violation::EndedTooEarly { delivered, accepted });
-                }
-                if !sent.finishing {
-                    tell(name, Violation::EndInvented);
-                }
+            if let Some(ReceiverEnd::Saw(end)) = &received.end {
+                self.judge_receiver(received, end, &mut |violation| {
+                    tell(format!("receiver {number}"), violation);
+                });
             }
         }
         for (number, sent) in self.senders.iter().enumerate() {
@@ -159,8 +181,33 @@ impl Edge {
         }
     }
 
+    fn judge_receiver(&self, receiver: &Received, end: &Error, tell: &mut dyn FnMut(Violation)) {
+        let (delivered, received) = (receiver.delivered.len(), receiver.received);
+        if (delivered as u64) < received {
+            tell(Violation::EndOvertook { end: end.to_string(), delivered, received });
+        }
+        if !end.is_closed() {
+            return;
+        }
+        let Some(sender) = receiver.sender else {
+            // It got nothing that tells one sender from another, and then that was all of somebody's.
+            let all_of = |sent: &Sent| sent.finishing && !sent.aborted && sent.accepted == receiver.delivered;
+            if !self.senders.iter().any(all_of) {
+                tell(Violation::EndInvented);
+            }
+            return;
+        };
+        let Sent { accepted, finishing, aborted, .. } = &self.senders[sender];
+        if delivered < accepted.len() {
+            tell(Violation::EndedTooEarly { delivered, accepted: accepted.len() });
+        }
+        if !finishing || *aborted {
+            tell(Violation::EndInvented);
+        }
+    }
+
     fn judge_sender(&self, number: usize, sent: &Sent, end: &SenderEnd, tell: &mut dyn FnMut(Violation)) {
-        let SenderEnd { closed, undelivered, acknowledged } = end;
+        let SenderEnd { closed, undelivered, acknowledged, in_flight } = end;
         let (accepted, received) = (sent.accepted.len(), self.received_of(number));
         if closed.is_ok() && (received < accepted as u64 || !undelivered.is_empty()) {
             let undelivered = undelivered.len();
@@ -169,7 +216,7 @@ impl Edge {
         if let Err(violation) = self.check_acknowledged(number, *acknowledged) {
             tell(violation);
         }
-        let receiver = self.receivers.iter().find(|receiver| receiver.sender == Some(number));
+        let receiver = self.receiver_of(number);
         if let (Err(Error::ReceiverClosed { taken, .. }), Some(receiver)) = (closed, receiver)
             && *taken != receiver.delivered.len() as u64
         {
@@ -181,6 +228,12 @@ impl Edge {
             tell(Violation::WrongUndelivered { numbers, acknowledged, accepted });
             return;
         }
+        let in_doubt = undelivered.iter().filter(|item| item.in_doubt).count();
+        // The peer's last word comes behind its last acknowledgement.
+        let last_word = matches!(closed, Err(Error::ReceiverClosed { .. } | Error::PeerAborted { .. }));
+        if in_doubt != *in_flight || in_doubt > 0 && (last_word || self.receivers.is_empty()) {
+            tell(Violation::FalseDoubt { in_doubt, in_flight: *in_flight });
+        }
         // What only Nones could tell belongs to somebody, and not to whom.
         let received = receiver.map_or(0, |receiver| receiver.received);
         let mut certain = false;
@@ -191,8 +244,8 @@ impl Edge {
             if item.item != *sent {
                 tell(Violation::ChangedUndelivered { sequence });
             }
-            // A receiver that leaves says what it took, so the rest is certain.
-            if !item.in_doubt && sequence < received && !matches!(closed, Err(Error::ReceiverClosed { .. })) {
+            // After a last word what the peer did not take is certain not to be taken any more.
+            if !item.in_doubt && sequence < received && !last_word {
                 tell(Violation::FalseCertainty { sequence });
             }
             if item.in_doubt && certain {
@@ -214,7 +267,7 @@ impl Edge {
     fn received_of(&self, sender: usize) -> u64 {
         let might = |receiver: &&Received| receiver.sender.is_none_or(|known| known == sender);
         let of = |receiver: &Received| receiver.received;
-        match self.receivers.iter().find(|receiver| receiver.sender == Some(sender)) {
+        match self.receiver_of(sender) {
             Some(receiver) => of(receiver),
             None => self.receivers.iter().filter(might).map(of).max().unwrap_or(0),
         }

@@ -50,6 +50,16 @@ pub enum Violation {
         /// Items accepted.
         accepted: usize,
     },
+    /// The receiver was told of the end before it had taken what had arrived.
+    #[error("the receiver saw the end ({end}) after {delivered} of {received} items that had arrived")]
+    EndOvertook {
+        /// What it saw.
+        end: String,
+        /// Items delivered.
+        delivered: usize,
+        /// Items that the receiving pipe had.
+        received: u64,
+    },
     /// The receiver saw a graceful end that its sender did not make.
     #[error("the receiver saw the end, and the sender had not finished")]
     EndInvented,
@@ -99,6 +109,14 @@ pub enum Violation {
         /// Its number.
         sequence: u64,
     },
+    /// Items are said to be in doubt that can't be.
+    #[error("{in_doubt} items are in doubt, and {in_flight} were on their way to somebody")]
+    FalseDoubt {
+        /// How many.
+        in_doubt: usize,
+        /// How many the statistics say are on their way.
+        in_flight: usize,
+    },
     /// Items are handed to the wire in order, so no doubt can follow certainty.
     #[error("item {sequence} is in doubt, and one before it is not")]
     DoubtAfterCertainty {
@@ -145,6 +163,22 @@ pub enum Violation {
         /// Its limit.
         deadline: Duration,
         /// How long it took.
+        after: Duration,
+    },
+    /// A peer is dead, and an end does not know it.
+    #[error("rank {peer} died {after:?} ago, and this end does not know")]
+    DeathUnnoticed {
+        /// Who died.
+        peer: usize,
+        /// Simulated time.
+        after: Duration,
+    },
+    /// The software of a rank has ended, and a pipe of its has not.
+    #[error("{drivers} drivers of pipes still run {after:?} after the world was healed")]
+    DriversLeft {
+        /// How many.
+        drivers: usize,
+        /// Simulated time.
         after: Duration,
     },
     /// Something waits for ever.

@@ -16,6 +16,10 @@ pub struct Coverage {
     pub scenarios: BTreeMap<&'static str, u64>,
     /// Errors that ends saw, ways to leave, and the like.
     pub happened: BTreeMap<String, u64>,
+    /// Runs in which faults were planned, and none struck.
+    pub unscathed: u64,
+    /// Runs in which no item was ever accepted.
+    pub empty: u64,
     /// Pipes that were opened at a sending end.
     pub streams: u64,
     /// Senders that were told of a failure.
@@ -30,6 +34,8 @@ impl Coverage {
         for planned in &case.setup().faults.faults {
             self.faults.entry(planned.fault.kind()).or_default()[0] += 1;
         }
+        self.unscathed += u64::from(report.struck.is_empty() && !report.faults.faults.is_empty());
+        self.empty += u64::from(report.totals.accepted == 0);
         for (kind, count) in &report.struck {
             self.faults.entry(*kind).or_default()[1] += count;
         }
@@ -56,11 +62,12 @@ impl Coverage {
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [accepted, delivered] = self.items;
-        let Self { streams, failed, .. } = self;
+        let Self { streams, failed, unscathed, empty, .. } = self;
         writeln!(
             f,
             "{streams} streams, {failed} ended by a failure; {accepted} items accepted, {delivered} delivered"
         )?;
+        writeln!(f, "in {unscathed} runs no fault came before the end, in {empty} no item was sent")?;
         writeln!(f, "{:<28} {:>10} {:>10}", "fault", "planned", "struck")?;
         for (kind, [planned, struck]) in &self.faults {
             writeln!(f, "  {:<26} {planned:>10} {struck:>10}", kind.name())?;
@@ -69,7 +76,7 @@ impl fmt::Display for Coverage {
         for (name, runs) in &self.scenarios {
             writeln!(f, "  {name:<26} {runs:>10}")?;
         }
-        writeln!(f, "{:<28} {:>10}", "seen by an end", "times")?;
+        writeln!(f, "{:<28} {:>10}", "seen and done by ends", "times")?;
         for (what, times) in &self.happened {
             writeln!(f, "  {what:<26} {times:>10}")?;
         }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 pub use self::coverage::Coverage;
@@ -43,9 +43,12 @@ pub struct Summary {
     pub failure: Option<(Case, Vec<String>)>,
 }
 
+/// How often somebody is told how far it is.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 impl Batch {
-    /// Runs until all seeds are through, one has failed, or the time is over. `progress` is called after
-    /// each seed.
+    /// Runs until all seeds are through, one has failed, or the time is over. `progress` is called a few
+    /// times a second.
     pub fn run(&self, mut progress: impl FnMut(&Summary)) -> Summary {
         let began = now();
         let (next, stop) = (AtomicU64::new(self.seeds.start), AtomicBool::new(false));
@@ -70,9 +73,20 @@ impl Batch {
                 });
             }
             drop(finished);
-            for (case, outcome) in outcomes {
-                summary.seeds += 1;
+            loop {
+                let outcome = outcomes.recv_timeout(LOOK_EVERY);
                 summary.elapsed = began.elapsed();
+                let over = self.time_limit.is_some_and(|limit| summary.elapsed >= limit);
+                stop.fetch_or(over, Ordering::Relaxed);
+                let (case, outcome) = match outcome {
+                    Ok(outcome) => outcome,
+                    Err(RecvTimeoutError::Timeout) => {
+                        progress(&summary);
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
+                };
+                summary.seeds += 1;
                 match outcome {
                     Ok(report) => {
                         summary.coverage.add(&case, &report);
@@ -85,8 +99,7 @@ impl Batch {
                         failures.insert(case.seed, (case, vec![panic]));
                     }
                 }
-                let over = self.time_limit.is_some_and(|limit| summary.elapsed >= limit);
-                stop.fetch_or(over || !failures.is_empty(), Ordering::Relaxed);
+                stop.fetch_or(!failures.is_empty(), Ordering::Relaxed);
                 progress(&summary);
             }
         });

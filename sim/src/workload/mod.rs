@@ -112,24 +112,55 @@ impl Pace {
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            ranks,
-            traffic,
-            settings,
-            items,
-            tasks: [senders, receivers],
-            pace,
-            group,
-            endings,
-            reopens,
-            ..
-        } = self;
+        let Self { ranks, traffic, settings, items, tasks, pace, group, endings, reopens, .. } = self;
+        let [senders, receivers] = tasks;
         let group = if *group { ", a group before" } else { "" };
+        writeln!(f, "  {ranks} ranks, {traffic}{group}")?;
         writeln!(
             f,
-            "  {ranks} ranks, {traffic:?}, {items} items, {senders} sending and {receivers} receiving tasks, {pace:?}{group}"
+            "  {items} items and a first one from each, {senders} sending and {receivers} receiving tasks, {pace}"
         )?;
-        writeln!(f, "  leaving by {endings:?}, {reopens} new pipes after failures")?;
+        let mut ways: Vec<String> = endings.iter().map(Ending::to_string).collect();
+        ways.dedup();
+        write!(f, "  leaving: {}", ways.join(", or "))?;
+        match reopens {
+            0 => writeln!(f)?,
+            new => writeln!(f, "; {new} new pipes after failures")?,
+        }
         write!(f, "{settings}")
+    }
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Edge => f.write_str("rank 0 sends to rank 1"),
+            Self::Ring => f.write_str("each sends to the next"),
+            Self::Vllm { layers: None } => f.write_str("vLLM's requests and answers"),
+            Self::Vllm { layers: Some(layers) } => {
+                write!(f, "vLLM's requests, and answers in {layers} layers")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Brisk => "brisk",
+            Self::IdleThenBurst => "idle for long, then a burst",
+            Self::SlowReceiver => "slow receivers",
+        })
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Orderly => "close when all is done",
+            Self::StopReceiving => "stop receiving",
+            Self::Abort => "abort",
+            Self::Drop => "drop everything",
+        })
     }
 }

@@ -85,7 +85,7 @@ async fn use_pipe(
     };
     let (sender, receiver) = workload.settings.open(rank, store, name, sides).await?;
     let plan = Plan::drawn(workload, rank, attempt);
-    rank.happened(plan.ending.name());
+    rank.happened(&format!("leaves: {}", plan.ending));
     let (sender, receiver) = (sender.map(Rc::new), receiver.map(Rc::new));
     let mut tasks = JoinSet::new();
     if let Some(sender) = &sender {
@@ -201,14 +201,14 @@ async fn send_one(end: &SendingEnd, draws: &Draws, item: Item) -> Result<()> {
             Err(Error::Timeout { .. }) if end.failure().is_none() => Ok(()),
             sent => sent.map(drop),
         },
-        2 => end.reserve_and_send(bytes + draws.bytes(0..=1000), item).await.map(drop),
+        2 => end.reserve_and_send(bytes + draws.bytes(0..=1000), patience, item).await.map(drop),
         3 => {
             // Cancelled at any point, and what it gives up the next one gets.
             let _ = tokio::time::timeout(patience, end.send(item.clone())).await;
             Ok(())
         }
         4 => {
-            end.reserve_in_vain(bytes).await?;
+            end.reserve_in_vain(bytes, patience).await?;
             end.send(item).await.map(drop)
         }
         _ => end.send(item).await.map(drop),
@@ -247,8 +247,7 @@ async fn receive_some(end: Rc<ReceivingEnd>, plan: Plan, task: usize) -> Result<
         }
         match pace {
             Pace::SlowReceiver if draws.one_in(16) => {
-                // A close does not wait for ever for the peer's user.
-                let long = (settings.heartbeat * 2).min(settings.pipe.close_timeout / 2).as_millis() as u64;
+                let long = settings.heartbeat.as_millis() as u64 * 2;
                 tokio::time::sleep(Duration::from_millis(draws.between(1..=long))).await;
             }
             _ => dawdle(&draws).await,
@@ -293,16 +292,5 @@ async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
 async fn dawdle(draws: &Draws) {
     if draws.one_in(4) {
         tokio::time::sleep(Duration::from_millis(draws.between(1..=30))).await;
-    }
-}
-
-impl Ending {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Orderly => "ending: orderly",
-            Self::StopReceiving => "ending: stops receiving",
-            Self::Abort => "ending: aborts",
-            Self::Drop => "ending: drops everything",
-        }
     }
 }

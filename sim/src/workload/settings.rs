@@ -81,12 +81,12 @@ impl Settings {
         [sends, receives]: [bool; 2],
     ) -> Result<(Option<SendingEnd>, Option<ReceivingEnd>)> {
         let (ring, pipe) = (rank.ring()?, self.pipe.clone());
-        Ok(match self.wire {
+        match self.wire {
             Wire::Tcp => {
                 let config = self.tcp(rank, name)?;
                 let outgoing = || TcpOutgoing::new(rank.net().clone(), store.clone(), ring, config.clone());
                 if !receives {
-                    return Ok((sends.then(|| rank.open_sender(name, outgoing(), pipe)), None));
+                    return Ok((sends.then(|| rank.open_sender(name, outgoing(), pipe)).transpose()?, None));
                 }
                 let (net, address) = (rank.net().clone(), rank.any_port());
                 let binding = TcpIncoming::bind(net, store, ring, address, config.clone());
@@ -97,12 +97,12 @@ impl Settings {
                 let config = self.store(rank, name)?;
                 let outgoing = || StoreOutgoing::new(store.clone(), ring, config.clone());
                 if !receives {
-                    return Ok((sends.then(|| rank.open_sender(name, outgoing(), pipe)), None));
+                    return Ok((sends.then(|| rank.open_sender(name, outgoing(), pipe)).transpose()?, None));
                 }
                 let incoming = StoreIncoming::new(store.clone(), ring, config.clone());
                 both(rank, name, sends.then(outgoing), incoming, pipe)
             }
-        })
+        }
     }
 
     fn tcp(&self, rank: &Rank, name: &str) -> Result<TcpConfig> {
@@ -141,14 +141,14 @@ fn both(
     outgoing: Option<impl kvpipe::transport::Outgoing>,
     incoming: impl kvpipe::transport::Incoming,
     config: PipeConfig,
-) -> (Option<SendingEnd>, Option<ReceivingEnd>) {
-    match outgoing {
-        None => (None, Some(rank.open_receiver(name, incoming, config))),
+) -> Result<(Option<SendingEnd>, Option<ReceivingEnd>)> {
+    Ok(match outgoing {
+        None => (None, Some(rank.open_receiver(name, incoming, config)?)),
         Some(outgoing) => {
-            let (sender, receiver) = rank.open(name, outgoing, incoming, config);
+            let (sender, receiver) = rank.open(name, outgoing, incoming, config)?;
             (Some(sender), Some(receiver))
         }
-    }
+    })
 }
 
 impl fmt::Display for Settings {
@@ -157,8 +157,14 @@ impl fmt::Display for Settings {
         let PipeConfig { budget_bytes, window_bytes, max_items, close_timeout, .. } = pipe;
         writeln!(
             f,
-            "  {wire:?}, budget {budget_bytes}, window {window_bytes}, {max_items} items, heartbeat {heartbeat:?}, \
-             reconnect {reconnect:?}, close {close_timeout:?}, checksum {checksum}, secret {secret}"
+            "  over {}, budget {budget_bytes} bytes, window {window_bytes} bytes, at most {max_items} items,\n  \
+             limits: heartbeat {heartbeat:?}, reconnect {reconnect:?}, close {close_timeout:?}{}{}",
+            match wire {
+                Wire::Tcp => "tcp",
+                Wire::Store => "the store",
+            },
+            if *checksum { ", checksums" } else { "" },
+            if *secret { ", a secret" } else { "" },
         )
     }
 }

@@ -67,7 +67,7 @@ impl Pipes {
         // One item in seven is a request's own.
         for _ in 0..workload.items.div_ceil(7) {
             let tokens = tokens(&draws, draws.bytes(1..=64))?;
-            self.signal.0.send(Some(Tensor::from_slice(&[1], &[0_i64])?)).await?;
+            self.signal.0.send(Some(Tensor::from_slice([1], &[0_i64])?)).await?;
             self.data.0.send(tokens.clone()).await?;
             self.data.0.send(mask(&tokens)?).await?;
             let first = self.data.1.recv().await?;
@@ -121,13 +121,13 @@ impl Pipes {
 
 fn tokens(draws: &Draws, count: usize) -> Result<Item> {
     let tokens: Vec<i64> = (0..count).map(|_| draws.between(0..=128_000).cast_signed()).collect();
-    Ok(Some(Tensor::from_slice(&[count], &tokens)?))
+    Ok(Some(Tensor::from_slice([count], &tokens)?))
 }
 
 /// Which tokens count: all.
 fn mask(tokens: &Item) -> Result<Item> {
     let count = tokens.as_ref().map_or(0, |tensor| tensor.shape().dims()[0]);
-    Ok(Some(Tensor::from_slice(&[count], &vec![true; count])?))
+    Ok(Some(Tensor::from_slice([count], &vec![true; count])?))
 }
 
 fn half(draws: &Draws, dims: &[usize]) -> Result<Item> {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use kvpipe::pipe::{Receiver, Sender};
-use kvpipe::{Error, Item, Pipe, PipeConfig, Result};
+use kvpipe::{Error, Item, PipeConfig, Result};
 use tokio::time::Instant;
 
 use super::{Rank, name_of};
@@ -32,12 +32,10 @@ pub struct ReceivingEnd {
 }
 
 impl SendingEnd {
-    pub(super) fn new(rank: &Rank, name: &str, pipe: &Pipe, config: &PipeConfig) -> Self {
+    pub(super) fn new(rank: &Rank, name: &str, sender: Sender, config: &PipeConfig) -> Self {
         let edge = EdgeName { pipe: name.into(), from: rank.number() };
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_sender(edge, config);
-        #[expect(clippy::expect_used, reason = "whoever opens a sending end has one")]
-        let sender = pipe.sender().expect("a pipe that sends").clone();
         state.senders.push((id.clone(), sender.clone()));
         drop(state);
         Self { rank: rank.clone(), id, name: name.into(), sender }
@@ -72,25 +70,29 @@ impl SendingEnd {
         self.sent("send_timeout", &item, sent)
     }
 
-    /// [`Sender::reserve`], and then the permit is used.
+    /// [`Sender::reserve`], and after a while the permit is used.
     ///
     /// # Errors
     /// As there.
-    pub async fn reserve_and_send(&self, bytes: usize, item: Item) -> Result<u64> {
+    pub async fn reserve_and_send(&self, bytes: usize, pause: Duration, item: Item) -> Result<u64> {
         let permit = match self.rank.waits("reserve", self.sender.reserve(bytes)).await {
             Ok(permit) => permit,
             Err(error) => return self.sent("reserve", &item, Err(error)),
         };
+        tokio::time::sleep(pause).await;
         let sent = permit.send(item.clone());
         self.sent("a permit's send", &item, sent)
     }
 
-    /// [`Sender::reserve`], and then the permit is dropped.
+    /// [`Sender::reserve`], and after a while the permit is dropped.
     ///
     /// # Errors
     /// As there.
-    pub async fn reserve_in_vain(&self, bytes: usize) -> Result<()> {
-        drop(self.rank.waits("reserve", self.sender.reserve(bytes)).await?);
+    pub async fn reserve_in_vain(&self, bytes: usize, pause: Duration) -> Result<()> {
+        let permit = self.rank.waits("reserve", self.sender.reserve(bytes)).await;
+        let permit = permit.inspect_err(|error| self.judge("reserve", error))?;
+        tokio::time::sleep(pause).await;
+        drop(permit);
         Ok(())
     }
 
@@ -117,6 +119,7 @@ impl SendingEnd {
 
     /// See [`Sender::abort`].
     pub fn abort(&self, reason: &str) {
+        self.rank.shared().lock().oracle.aborts(&self.id);
         self.note("aborts");
         self.sender.abort(reason);
     }
@@ -140,7 +143,8 @@ impl SendingEnd {
             }
         }
         let acknowledged = stats.delivered_items;
-        let end = SenderEnd { closed: closed.clone(), undelivered, acknowledged };
+        let in_flight = stats.in_flight_items;
+        let end = SenderEnd { closed: closed.clone(), undelivered, acknowledged, in_flight };
         self.rank.shared().lock().look_and_end(&self.id, end);
         closed
     }
@@ -169,7 +173,7 @@ impl SendingEnd {
     }
 
     fn judge(&self, call: &'static str, error: &Error) {
-        judge(&self.rank, &self.id, call, error);
+        judge(&self.rank, (&self.id, true), call, error);
     }
 
     fn note(&self, event: impl Display) {
@@ -190,12 +194,10 @@ impl Drop for SendingEnd {
 }
 
 impl ReceivingEnd {
-    pub(super) fn new(rank: &Rank, name: &str, pipe: &Pipe, config: &PipeConfig) -> Self {
+    pub(super) fn new(rank: &Rank, name: &str, receiver: Receiver, config: &PipeConfig) -> Self {
         let from = (rank.number() + rank.world_size() - 1) % rank.world_size();
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_receiver(EdgeName { pipe: name.into(), from }, config);
-        #[expect(clippy::expect_used, reason = "whoever opens a receiving end has one")]
-        let receiver = pipe.receiver().expect("a pipe that receives").clone();
         state.receivers.push((id.clone(), receiver.clone()));
         drop(state);
         Self { rank: rank.clone(), id, name: name.into(), receiver }
@@ -261,7 +263,7 @@ impl ReceivingEnd {
             Err(_) if call == "recv_timeout" && self.is_a_deadline(&received) => {}
             Err(error) => {
                 self.note(format_args!("ended: {error}"));
-                judge(&self.rank, &self.id, call, error);
+                judge(&self.rank, (&self.id, false), call, error);
                 let end = ReceiverEnd::Saw(error.clone());
                 self.rank.shared().lock().oracle.receiver_ended(&self.id, end);
             }
@@ -299,10 +301,12 @@ impl super::State {
     }
 }
 
-fn judge(rank: &Rank, id: &EndId, call: &'static str, error: &Error) {
+fn judge(rank: &Rank, (id, sends): (&EndId, bool), call: &'static str, error: &Error) {
     rank.happened(name_of(error));
-    if !rank.expectations().allow(error) {
-        rank.shared().lock().oracle.finds(id, Violation::no_cause(call, error));
+    let mut state = rank.shared().lock();
+    let met = state.oracle.has_met(id, sends);
+    if !rank.expectations().allow(error, met, rank.now()) {
+        state.oracle.finds(id, Violation::no_cause(call, error));
     }
 }
 

@@ -79,8 +79,9 @@ impl Injector {
                     self.begin(number, &fault, sim, network, shared);
                 }
                 Step::Passes => {
-                    self.pass(number, &fault, sim, network, shared);
+                    self.pass(number, &fault, sim, network);
                     self.count(number, &network.struck());
+                    self.before.remove(&number);
                 }
             }
             if self.steps.is_empty() {
@@ -102,6 +103,7 @@ impl Injector {
     /// How many faults of each kind really hit something.
     pub(super) fn struck(&mut self, network: &Network) -> BTreeMap<Kind, u64> {
         let now = network.struck();
+        // What was under way when the world ended.
         let under_way: Vec<_> = self.before.keys().copied().collect();
         under_way.into_iter().for_each(|number| self.count(number, &now));
         let mut struck = BTreeMap::new();
@@ -187,17 +189,13 @@ impl Injector {
             let mut state = shared.lock();
             let life = state.lives.entry(rank).or_default();
             *life = Life { running: false, ..life.clone() };
+            if self.faults[number].fault.is_for_good() {
+                state.dead.insert(rank, sim.elapsed());
+            }
         }
     }
 
-    fn pass(
-        &mut self,
-        number: usize,
-        fault: &Fault,
-        sim: &mut Sim<'static>,
-        network: &Network,
-        _shared: &Shared,
-    ) {
+    fn pass(&mut self, number: usize, fault: &Fault, sim: &mut Sim<'static>, network: &Network) {
         match fault {
             Fault::Partition(_, links, _) => {
                 for link in links.iter().map(|pair| self.link(*pair)).collect::<Vec<_>>() {

@@ -8,6 +8,20 @@
 //!
 //! # Testing what is built on kvpipe
 //!
+//! A service can be run in a world if it is generic over [`Net`](kvpipe::net::Net), tells time by
+//! `tokio::time` only, takes random bytes from [`Rank::entropy`], and starts no threads (`spawn_blocking`
+//! included); and its runs repeat if it does not depend on the order of a `HashMap` or of an unbiased
+//! `select!`. What a pipe of its own must not do, its own checks have to say ([`Rank::expect`], the error
+//! that it returns); a pipe from [`Rank::open`] is judged by the oracle, call by call. Of the rest, every
+//! world looks for ranks that panic, that wait for ever, and that fail without a cause.
+//!
+//! In another project, kvpipe and kvpipe-sim must come from the same place, or their types differ:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! kvpipe-sim = { git = "...", rev = "..." }   # and kvpipe = { git = "...", rev = "..." } of the same
+//! ```
+//!
 //! A service of two ranks: rank 0 asks, rank 1 answers with the double. It is wrong in nothing, in any
 //! world of a hundred:
 //!
@@ -92,6 +106,7 @@ pub struct World {
     patience: Duration,
     expectations: Expectations,
     leaves_no_keys: bool,
+    deaths_known_within: Option<Duration>,
 }
 
 /// What the hosts of a world and its checks share.
@@ -104,11 +119,15 @@ pub(crate) struct State {
     /// Pipes that are looked at after every step. They are forgotten when their ends are dropped.
     pub(crate) senders: Vec<(EndId, kvpipe::pipe::Sender)>,
     pub(crate) receivers: Vec<(EndId, kvpipe::pipe::Receiver)>,
+    /// Drivers of pipes that have not ended.
+    pub(crate) drivers: usize,
     /// Who waits for what.
     pub(crate) waiting: BTreeMap<u64, (usize, &'static str)>,
     pub(crate) calls: u64,
     pub(crate) lives: BTreeMap<usize, Life>,
     pub(crate) jumps: BTreeMap<Place, Jumps>,
+    /// Who was killed for good, and when.
+    pub(crate) dead: BTreeMap<usize, Duration>,
     /// Who has come to which barrier.
     pub(crate) meetings: BTreeMap<&'static str, BTreeSet<usize>>,
     store: Weak<TcpStoreServer>,
@@ -152,6 +171,7 @@ impl World {
             patience: PATIENCE,
             expectations: Expectations::default(),
             leaves_no_keys: false,
+            deaths_known_within: None,
         }
     }
 
@@ -173,7 +193,8 @@ impl World {
         Self { patience, ..self }
     }
 
-    /// Which errors the ends that [`Rank::open`] gives may see. By default any.
+    /// Which errors the ends that [`Rank::open`] gives may see, and which the software of a rank may return.
+    /// See [`Expectations`] for the default.
     #[must_use]
     pub fn expects(self, expectations: Expectations) -> Self {
         Self { expectations, ..self }
@@ -183,6 +204,13 @@ impl World {
     #[must_use]
     pub fn leaves_no_keys(self, required: bool) -> Self {
         Self { leaves_no_keys: required, ..self }
+    }
+
+    /// How long an end that [`Rank::open`] gave may take to notice that its peer died for good. By default
+    /// as long as anything may take.
+    #[must_use]
+    pub fn deaths_known_within(self, limit: Duration) -> Self {
+        Self { deaths_known_within: Some(limit), ..self }
     }
 
     /// Runs `software` on every rank, from the beginning again on each that restarts. The same seed,
@@ -207,7 +235,7 @@ impl World {
         let mut state = shared.lock();
         let State { oracle, lives, happened, .. } = std::mem::take(&mut *state);
         drop(state);
-        Report::new(oracle, &lives, happened, struck, &network, simulated)
+        Report::new(&self, oracle, &lives, happened, struck, &network, simulated)
     }
 
     fn add_store(&self, sim: &mut Sim<'static>, network: &Network, shared: &Shared) {
@@ -251,7 +279,9 @@ impl World {
             let (software, shared) = (software.clone(), shared.clone());
             async move {
                 shared.keep_clock(Place::Rank(rank));
-                let result = software(handle.clone()).await;
+                let running = tokio::task::spawn_local(software(handle.clone()));
+                let result =
+                    running.await.unwrap_or_else(|panic| Err(Error::Bug(format!("it panicked: {panic}"))));
                 handle.ends(&result);
                 shared.ends(rank, result);
                 // A host whose software has ended still refuses connections, and is not off the network.
@@ -279,6 +309,9 @@ impl World {
             }
             let mut state = shared.lock();
             state.look();
+            if let Some(limit) = self.deaths_known_within {
+                state.look_for_ignorance(now, limit, self.ranks);
+            }
             if !state.oracle.is_content() {
                 return now;
             }
@@ -348,9 +381,28 @@ impl State {
         }
     }
 
-    /// Whether no rank has anything left to do.
+    /// At ends whose peer has been dead for longer than that.
+    fn look_for_ignorance(&mut self, now: Duration, limit: Duration, world_size: usize) {
+        for (&peer, &died) in self.dead.iter().filter(|(_, died)| now > **died + limit) {
+            let after = now - died;
+            let receivers = self.receivers.iter().filter(|(end, receiver)| {
+                end.from() == peer && receiver.failure().is_none() && self.oracle.expects_more(end)
+            });
+            let senders = self.senders.iter().filter(|(end, sender)| {
+                let to = (end.from() + 1) % world_size;
+                to == peer && sender.failure().is_none() && self.oracle.has_more(end)
+            });
+            let ends: Vec<_> =
+                receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
+            for end in ends {
+                self.oracle.finds(end, Violation::DeathUnnoticed { peer, after });
+            }
+        }
+    }
+
+    /// Whether no rank and no pipe has anything left to do.
     fn is_over(&self) -> bool {
-        self.lives.values().all(|life| !life.running)
+        self.drivers == 0 && self.lives.values().all(|life| !life.running)
     }
 
     /// Whether no keys are left, or that was complained of.
@@ -366,6 +418,10 @@ impl State {
     }
 
     fn complain_of_waiting(&mut self, after: Duration) {
+        if self.lives.values().all(|life| !life.running) {
+            let drivers = self.drivers;
+            self.oracle.finds("the ranks", Violation::DriversLeft { drivers, after });
+        }
         for (rank, life) in &self.lives {
             if life.running {
                 let calls = self.waiting.values().filter(|(who, _)| who == rank);

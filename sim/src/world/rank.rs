@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kvpipe::entropy::Entropy;
 use kvpipe::group::{GroupConfig, StatelessProcessGroup};
+use kvpipe::pipe::Driver;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
 use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::TcpConfig;
@@ -143,30 +144,59 @@ impl Rank {
 
     /// A pipe whose ends are watched: every call is judged by the oracle. Pipes of the same name belong
     /// together.
+    ///
+    /// # Errors
+    /// None: the pipe has both ends.
     pub fn open(
         &self,
         name: &str,
         outgoing: impl Outgoing,
         incoming: impl Incoming,
         config: PipeConfig,
-    ) -> (SendingEnd, ReceivingEnd) {
+    ) -> Result<(SendingEnd, ReceivingEnd)> {
         let (pipe, driver) = Pipe::new(outgoing, incoming, config.clone());
-        tokio::spawn(driver);
-        (SendingEnd::new(self, name, &pipe, &config), ReceivingEnd::new(self, name, &pipe, &config))
+        self.drive(driver);
+        let (sender, receiver) = (pipe.sender()?.clone(), pipe.receiver()?.clone());
+        let ends =
+            (SendingEnd::new(self, name, sender, &config), ReceivingEnd::new(self, name, receiver, &config));
+        Ok(ends)
     }
 
     /// [`open`](Self::open) for one direction.
-    pub fn open_sender(&self, name: &str, outgoing: impl Outgoing, config: PipeConfig) -> SendingEnd {
+    ///
+    /// # Errors
+    /// None: the pipe has that end.
+    pub fn open_sender(&self, name: &str, outgoing: impl Outgoing, config: PipeConfig) -> Result<SendingEnd> {
         let (pipe, driver) = Pipe::send_only(outgoing, config.clone());
-        tokio::spawn(driver);
-        SendingEnd::new(self, name, &pipe, &config)
+        self.drive(driver);
+        Ok(SendingEnd::new(self, name, pipe.sender()?.clone(), &config))
     }
 
     /// [`open`](Self::open) for the other direction.
-    pub fn open_receiver(&self, name: &str, incoming: impl Incoming, config: PipeConfig) -> ReceivingEnd {
+    ///
+    /// # Errors
+    /// None: the pipe has that end.
+    pub fn open_receiver(
+        &self,
+        name: &str,
+        incoming: impl Incoming,
+        config: PipeConfig,
+    ) -> Result<ReceivingEnd> {
         let (pipe, driver) = Pipe::receive_only(incoming, config.clone());
-        tokio::spawn(driver);
-        ReceivingEnd::new(self, name, &pipe, &config)
+        self.drive(driver);
+        Ok(ReceivingEnd::new(self, name, pipe.receiver()?.clone(), &config))
+    }
+
+    /// Drives a pipe, and sees when that ends, or panics.
+    fn drive(&self, driver: Driver) {
+        let running = Driving::begin(&self.shared);
+        let (rank, driver) = (self.clone(), tokio::spawn(driver));
+        tokio::task::spawn_local(async move {
+            if let Err(panic) = driver.await {
+                rank.expect(false, || format!("the driver of a pipe panicked: {panic}"));
+            }
+            drop(running);
+        });
     }
 
     /// An event for the trace.
@@ -221,7 +251,7 @@ impl Rank {
             Err(error) => {
                 self.note(format_args!("gave up: {error}"));
                 self.happened(name_of(error));
-                if !self.expectations.allow(error) {
+                if !self.expectations.allow(error, false, self.now()) {
                     let who = format!("rank {}", self.number);
                     let violation = Violation::no_cause("the rank's software", error);
                     self.shared.lock().oracle.finds(who, violation);
@@ -238,10 +268,31 @@ impl Rank {
         self.expectations
     }
 
+    /// In simulated time.
+    pub(super) fn now(&self) -> Duration {
+        self.net.now()
+    }
+
     /// By how much the host's clock has jumped so far.
     pub(super) fn jumped(&self) -> Duration {
         let place = crate::fault::Place::Rank(self.number);
         self.shared.lock().jumps.get(&place).map_or(Duration::ZERO, |jumps| jumps.total)
+    }
+}
+
+/// A driver that has not ended, on a host that was not killed.
+struct Driving(Shared);
+
+impl Driving {
+    fn begin(shared: &Shared) -> Self {
+        shared.lock().drivers += 1;
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        self.0.lock().drivers -= 1;
     }
 }
 

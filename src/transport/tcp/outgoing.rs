@@ -200,13 +200,18 @@ impl Edge<'_> {
             Ok(ended) => return ended,
             Err(Err(unwritten)) => unwritten,
         };
-        // What the peer said last may still be on its way, and says more than our write error. After
-        // an abort of ours it answers by closing the connection.
-        let last_word = timeout(GOODBYE, reading).await;
-        match (unwritten, last_word) {
-            (Unwritten::Aborted(error), _) => Err(Stop::Ended(error)),
-            (Unwritten::Broken(_), Ok(ended)) => ended,
-            (Unwritten::Broken(how), Err(_)) => Err(Stop::Broken(how)),
+        match unwritten {
+            // It answers by closing the connection, once it has read so far: its inbox may be full. The
+            // driver sees to it that this takes no longer than `close_timeout`.
+            Unwritten::Aborted(error) => {
+                let _ = reading.await;
+                Err(Stop::Ended(error))
+            }
+            // What the peer said last may still be on its way, and says more than our write error.
+            Unwritten::Broken(how) => match timeout(GOODBYE, reading).await {
+                Ok(ended) => ended,
+                Err(_) => Err(Stop::Broken(how)),
+            },
         }
     }
 

@@ -15,7 +15,7 @@ impl Kinds {
     /// One of the five pickles in front of a tensor's data.
     pub(super) const STORAGE: Self = Self(8);
     /// Whatever vLLM sends.
-    pub(super) const OBJECT: Self = Self(1 | 2 | 4);
+    pub(super) const OBJECT: Self = Self::METADATA.and(Self::TENSOR).and(Self::UNIQUE_ID);
 
     pub(super) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -74,11 +74,17 @@ pub(in crate::transport::store) async fn run<S: Store>(
         None => false,
         Some(word) => {
             fall_silent(&pulse, speaking).await;
+            // A peer that has said farewell and then died would be excused for ever.
+            pulse.set_waiting(true);
             end.say_last(word);
-            // The peer clears up when it has read it.
+            // The peer clears up when it has read it; one that has given up on us does not.
+            let heard = async {
+                (&mut reporting).await?;
+                end.last_word_is_read().await
+            };
             tokio::select! {
                 biased;
-                reported = &mut reporting => reported.is_ok(),
+                heard = heard => heard.is_ok(),
                 _gone = &mut listening => false,
             }
         }
@@ -278,6 +284,17 @@ impl<S: Store> ReceivingEnd<'_, S> {
     fn say_last(&self, word: Reply) {
         self.state.lock().last_word = Some(word);
         self.state_changed.notify_one();
+    }
+
+    /// Waits until the peer has taken our last report away.
+    async fn last_word_is_read(&self) -> Result<()> {
+        let reported = self.state.lock().reported;
+        let Some(last) = reported.checked_sub(1) else { return Ok(()) };
+        let mut ticker = ticker(READ_POLL);
+        while self.store.is_there(&self.replies.message(last)).await? {
+            ticker.tick().await;
+        }
+        Ok(())
     }
 
     /// The messages that may be left when the peer is gone.

@@ -20,10 +20,10 @@ use super::keys::{EdgeName, RunKeys};
 use super::patient::Patient;
 use crate::error::{Error, Link, Result};
 use crate::store::Store;
+use crate::transport::Ring;
 use crate::transport::session::{Objection, difference, rank_on_wire, strangeness};
 use crate::transport::store::StoreConfig;
 use crate::transport::timing::{after, ticker};
-use crate::transport::{Ring, timing};
 use crate::wire::DecodeError;
 use crate::wire::handshake::{Endpoint, Hello, SessionId, greeting_in};
 
@@ -88,7 +88,7 @@ pub(super) async fn find_receiver<S: Store>(
     if let Some((keys, hello)) = unanswered {
         // It is dead, and nobody else can claim it.
         store.sweep(vec![keys.sender()], Vec::new()).await;
-        withdraw(store, &name.receiver(), &hello).await;
+        withdraw(store, &name.receiver(), &hello, config.heartbeat).await;
     }
     let (peer, key) = (ring.next(), name.receiver());
     Err(Error::timeout(format!("rank {peer} to receive (store key {key:?})"), limit))
@@ -138,7 +138,7 @@ pub(super) async fn await_sender<S: Store>(
     let limit = config.connect_timeout;
     let hello = timeout_at(after(limit), awaiting).await;
     // Whoever comes now comes too late.
-    withdraw(store, &name.receiver(), &own_hello).await;
+    withdraw(store, &name.receiver(), &own_hello, config.heartbeat).await;
     let met = hello.unwrap_or_else(|_| {
         let (peer, key) = (ring.previous(), name.receiver());
         Err(Error::timeout(format!("rank {peer} to send to us (store key {key:?})"), limit))
@@ -160,14 +160,16 @@ pub(super) async fn await_sender<S: Store>(
 
 /// Deletes the Hello of a run, but not that of another in its place. That it stays in a store that is away
 /// harms nobody.
-async fn withdraw<S: Store>(store: &Patient<S>, key: &str, own_hello: &Bytes) {
+///
+/// It may take as long as the store may take to answer.
+async fn withdraw<S: Store>(store: &Patient<S>, key: &str, own_hello: &Bytes, limit: Duration) {
     let withdrawing = async {
         if store.get_if_there(key).await?.as_ref() == Some(own_hello) {
             store.delete(key).await?;
         }
         Ok::<(), Error>(())
     };
-    match tokio::time::timeout(timing::GOODBYE, withdrawing).await {
+    match tokio::time::timeout(limit, withdrawing).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, key, "our hello stays in the store"),
         Err(_) => tracing::debug!(key, "our hello stays in the store, which does not answer"),

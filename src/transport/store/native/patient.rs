@@ -53,16 +53,14 @@ impl<S: Store> Patient<S> {
     pub(super) async fn get(&self, key: &str) -> Result<Bytes> {
         let mut outage = Outage::default();
         loop {
-            let began = Instant::now();
             match self.store.get(key, Duration::MAX).await {
                 Ok(value) => return Ok(value),
-                Err(error) => {
-                    // What waited for long had a connection, and this is the beginning of another outage.
-                    if began.elapsed() >= self.patience {
-                        outage = Outage::default();
-                    }
-                    self.bear(&mut outage, Instant::now(), error).await?;
-                }
+                Err(error) => self.bear(&mut outage, Instant::now(), error).await?,
+            }
+            // A store that says that there is nothing to read yet is not away: the wait broke, and may
+            // break as often as it likes. What is there must get through.
+            if !self.is_there(key).await? {
+                outage = Outage::default();
             }
         }
     }
