@@ -81,7 +81,7 @@
 //!
 //! Here `·` is a pair that can't race (`response` and `arrival` wait for others), or is one section
 //! against one section without anybody waiting for it. Its gate: gate. Whole pipes are in [`pipe`],
-//! for close against close (close_both), for a receiver that is
+//! for close against close (`close_both_*`), for a receiver that is
 //! dropped with the sender waiting behind it (receiver_dropped) and for the accounts after a failure.
 //!
 //! # What loom does not see

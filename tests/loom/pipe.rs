@@ -64,20 +64,30 @@ fn a_sender_waits_for_the_receiver_to_take() {
 
 #[test]
 fn both_ends_close_at_once() {
-    explore("close_both", BOUND, || {
-        let (left, right) = memory::pair();
-        let (left, right) = (left.split(), right.split());
-        let (left, left_driver) = Pipe::new(left.0, left.1, budget(1));
-        let (right, right_driver) = Pipe::new(right.0, right.1, budget(1));
-        let drivers = thread::spawn(move || block_on(join(left_driver, right_driver)));
-        left.try_send(item(1, 1)).unwrap();
-        let other = thread::spawn(move || right.blocking_close());
-        // The item may be refused, or may arrive and be left untaken: the sender is told.
-        let closed = left.blocking_close();
-        assert!(matches!(closed, Err(Error::ReceiverClosed { taken: 0, .. })), "{closed:?}");
-        other.join().unwrap().unwrap();
-        drivers.join().unwrap();
-    });
+    // One end closes beside the drivers, in their thread, before or after they have moved the item: a
+    // third thread makes ten times as many executions of it.
+    for refused in [true, false] {
+        explore(if refused { "close_both_refused" } else { "close_both_untaken" }, 3, move || {
+            let (left, right) = memory::pair();
+            let (left, right) = (left.split(), right.split());
+            let (left, left_driver) = Pipe::new(left.0, left.1, budget(1));
+            let (right, right_driver) = Pipe::new(right.0, right.1, budget(1));
+            left.try_send(item(1, 1)).unwrap();
+            let drivers = thread::spawn(move || {
+                let drivers = join(left_driver, right_driver);
+                block_on(async {
+                    match refused {
+                        true => join(right.close(), drivers).await.0,
+                        false => join(drivers, right.close()).await.1,
+                    }
+                })
+            });
+            // The item is refused, or arrives and is left untaken: the sender is told.
+            let closed = left.blocking_close();
+            assert!(matches!(closed, Err(Error::ReceiverClosed { taken: 0, .. })), "{closed:?}");
+            drivers.join().unwrap().unwrap();
+        });
+    }
 }
 
 #[test]
