@@ -59,7 +59,7 @@ pub(super) struct Agreed<S: Stream> {
     /// The silence after which the peer takes us for dead.
     pub(super) peer_heartbeat: Duration,
     pub(super) peer_session: SessionId,
-    /// How many items the receiving end held when it accepted.
+    /// How many items the listener held when it accepted. For the connector: the listener's session knows.
     pub(super) received: u64,
 }
 
@@ -265,7 +265,7 @@ impl<S: Stream> Candidate<S> {
     /// Tells it how many items we hold. From then on frames may come.
     pub(super) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
         send_verdict(&mut self.agreed.writer, &Verdict::Accepted { received }).await?;
-        Ok(Agreed { received, ..self.agreed })
+        Ok(self.agreed)
     }
 
     /// Tells it why not.
