@@ -195,8 +195,12 @@ fn a_large_value_may_be_put_straight_into_its_place() {
 
 #[test]
 fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request() {
+    let part = |byte| Bytes::from(vec![byte; 8000]);
     let requests = [
         Request::Set { key: "k".into(), value: vec![1; 2_000_000].into() },
+        Request::Append { key: part(5), value: part(6) },
+        Request::CompareSet { key: part(7), expected: part(8), desired: part(9) },
+        Request::Add { key: part(10), delta: -1 },
         Request::Wait { keys: vec![vec![2; 1000].into(); 100] },
         Request::MultiSet { pairs: vec![(vec![3; 1000].into(), vec![4; 1000].into()); 100] },
     ];
@@ -210,6 +214,22 @@ fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request()
             parser.parse(&mut std::slice::from_ref(byte)).unwrap();
         }
         assert_eq!(parser.held_bytes(), 0);
+    }
+}
+
+#[test]
+fn small_keys_and_values_in_a_list_cost_more_than_their_bytes() {
+    let small = || Bytes::from_static(b"s");
+    let lists = [
+        (Request::Wait { keys: vec![small(); 1000] }, 1000),
+        (Request::MultiSet { pairs: vec![(small(), small()); 1000] }, 2000),
+    ];
+    for (request, small_ones) in lists {
+        let bytes = encoded(&[request]);
+        let mut parser = RequestParser::new(Limits::default());
+        parser.parse(&mut &bytes[..bytes.len() - 1]).unwrap();
+        // Each has an allocation and a place in a list.
+        assert!(parser.held_bytes() > small_ones * 100, "{}", parser.held_bytes());
     }
 }
 
