@@ -247,6 +247,17 @@ fn a_large_value_that_comes_byte_by_byte_takes_linear_time() {
 }
 
 #[test]
+fn the_rest_of_a_large_value_may_be_put_into_its_place_by_a_client_too() {
+    let length = (1u64 << 20).to_le_bytes();
+    for expected in [Expected::Value, Expected::Popped, Expected::Values(1)] {
+        let before: &[u8] = if expected == Expected::Popped { &[1, 0, 0, 0, 0, 0, 0, 0] } else { &[] };
+        let mut parser = ReplyParser::new(expected, &Limits::default());
+        assert_eq!(parser.parse(&mut &[before, &length, b"x"].concat()[..]), Ok(None));
+        assert!(parser.spare().is_some(), "{expected:?}");
+    }
+}
+
+#[test]
 fn a_reply_that_can_not_be_is_refused() {
     let parse = |expected, byte| ReplyParser::new(expected, &Limits::default()).parse(&mut &[byte][..]);
     assert_eq!(parse(Expected::Readiness, 1), Ok(Some(Reply::NotReady)));
