@@ -8,7 +8,7 @@
 //! | nobody | [`Closed`](Error::Closed), [`ReceiverClosed`](Error::ReceiverClosed) | stop |
 //! | time | [`Timeout`](Error::Timeout) | the message says what was awaited, and for how long |
 //! | the caller | [`Misuse`](Error::Misuse), [`TooLarge`](Error::TooLarge), [`Full`](Error::Full), [`Empty`](Error::Empty) | change the call |
-//! | the environment | [`Io`](Error::Io), [`Unavailable`](Error::Unavailable) | see the source |
+//! | the environment | [`Io`](Error::Io), [`Unavailable`](Error::Unavailable), [`Cuda`](Error::Cuda) | see the source, or the code in the library's manual |
 //! | kvpipe | [`Bug`](Error::Bug) | report it |
 //!
 //! Every error is `Clone`, because one failure is told to everybody who waits on a pipe.
@@ -128,6 +128,17 @@ pub enum Error {
         what: String,
         /// What was tried, and why each attempt failed.
         reason: String,
+    },
+
+    /// The CUDA driver refused.
+    #[error("{call}: {text} (CUDA code {code})")]
+    Cuda {
+        /// The function, such as `cuMemAlloc`.
+        call: &'static str,
+        /// The driver's `CUresult`.
+        code: i32,
+        /// What the driver says to that code.
+        text: String,
     },
 
     /// A state that kvpipe holds to be impossible. Please report it.
