@@ -33,6 +33,8 @@ use std::ptr::NonNull;
 pub use buffer::{DeviceBuffer, DeviceBufferMut, PinnedBuffer};
 pub use cuda::{CudaDevice, CudaVersion, DeviceReport, DriverReport};
 pub use flight::InFlight;
+#[cfg(not(loom))]
+pub(crate) use staging::{Reading, Stagings};
 pub use staging::{Staging, to_device, to_host};
 pub use stream::{Event, Stream};
 

@@ -194,33 +194,17 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         payload: &[u8],
         moved: impl Fn(),
     ) -> io::Result<()> {
-        debug_assert_eq!(frame.payload_bytes(), payload.len());
+        let mut writing = self.begin(frame);
+        writing.write(payload, moved).await?;
+        writing.end().await
+    }
+
+    /// Begins a frame whose payload comes in pieces. Nothing else may be written before its end.
+    pub(super) fn begin(&mut self, frame: &impl WireFrame) -> PayloadWriter<'_, W> {
         let begin = self.staged.len();
         frame.encode_into(&mut self.staged);
-        let mut checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
-        let mut add = |part: &[u8]| {
-            if let Some(checksum) = &mut checksum {
-                *checksum = crc32c::crc32c_append(*checksum, part);
-            }
-        };
-        if payload.len() <= INLINE_BYTES_MAX {
-            add(payload);
-            self.staged.extend_from_slice(payload);
-        } else {
-            let piece_bytes = if self.checksum { CHECKED_BYTES } else { payload.len() };
-            for piece in payload.chunks(piece_bytes) {
-                add(piece);
-                self.write_behind_staged(piece, &moved).await?;
-            }
-        }
-        if let Some(checksum) = checksum {
-            self.staged.extend_from_slice(&checksum.to_le_bytes());
-        }
-        // Afterwards, so that a frame is staged whole even if this is cancelled.
-        if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
-            self.flush().await?;
-        }
-        Ok(())
+        let checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
+        PayloadWriter { writer: self, checksum, payload_bytes: frame.payload_bytes(), written: 0 }
     }
 
     /// [`write`](Self::write) for a frame without payload. Cancel safe.
@@ -279,6 +263,55 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         }
         self.flushed += written;
         Ok(())
+    }
+}
+
+/// A frame whose payload is being written.
+#[derive(Debug)]
+#[must_use = "a frame has an end"]
+pub(super) struct PayloadWriter<'a, W> {
+    writer: &'a mut FrameWriter<W>,
+    checksum: Option<u32>,
+    payload_bytes: usize,
+    written: usize,
+}
+
+impl<W: AsyncWrite + Unpin> PayloadWriter<'_, W> {
+    /// Writes the next piece of the payload. Calls `moved` for each part of it, if the payload is large.
+    ///
+    /// Cancel safe only if it is not.
+    pub(super) async fn write(&mut self, piece: &[u8], moved: impl Fn()) -> io::Result<()> {
+        self.written += piece.len();
+        if self.payload_bytes <= INLINE_BYTES_MAX {
+            self.add(piece);
+            self.writer.staged.extend_from_slice(piece);
+            return Ok(());
+        }
+        let part_bytes = if self.checksum.is_some() { CHECKED_BYTES } else { piece.len().max(1) };
+        for part in piece.chunks(part_bytes) {
+            self.add(part);
+            self.writer.write_behind_staged(part, &moved).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the frame, all of whose payload has been written.
+    pub(super) async fn end(self) -> io::Result<()> {
+        debug_assert_eq!(self.written, self.payload_bytes);
+        if let Some(checksum) = self.checksum {
+            self.writer.staged.extend_from_slice(&checksum.to_le_bytes());
+        }
+        // Afterwards, so that a frame is staged whole even if this is cancelled.
+        if self.writer.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
+            self.writer.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        if let Some(checksum) = &mut self.checksum {
+            *checksum = crc32c::crc32c_append(*checksum, part);
+        }
     }
 }
 
