@@ -73,6 +73,9 @@ enum Arriving {
     There(Item),
 }
 
+/// Idle bytes that the pool may keep beside a full window.
+const IDLE_BYTES_MIN: usize = 16 << 20;
+
 /// Payloads on their way at the same time: enough to hide the time between one and the next.
 const ARRIVING_MAX: usize = 16;
 
@@ -407,7 +410,8 @@ async fn make_room(
     let payload = match metadata {
         Metadata::None => Arriving::There(None),
         Metadata::Tensor(metadata) => {
-            let buffer = DeviceBufferMut::allocated(&config.device, bytes).await?;
+            let idle_bytes_max = items.spare_bytes().max(IDLE_BYTES_MIN);
+            let buffer = config.pool.take_beside(bytes, idle_bytes_max).await?;
             let (dtype, shape, config) = (metadata.dtype(), *metadata.shape(), config.clone());
             if bytes == 0 {
                 Arriving::There(Some(hand_out(dtype, shape, buffer, &config, &lane.staging).await?))

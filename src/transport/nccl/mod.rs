@@ -48,7 +48,7 @@ pub use self::vllm::{VllmNcclIncoming, VllmNcclOutgoing, VllmNcclTransport};
 use super::tcp::TcpConfig;
 use super::tcp::connection::WireFrame;
 use super::{Guarantees, Ring, Transport};
-use crate::device::{Device, DeviceBuffer, DeviceBufferMut, Staging, Stream};
+use crate::device::{Device, DeviceBuffer, DeviceBufferMut, DevicePool, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::nccl::{Communicator, CommunicatorConfig, Library};
 use crate::net::Net;
@@ -78,6 +78,8 @@ pub struct NcclConfig {
     pub device: Arc<dyn Device>,
     /// Where received tensors are handed out: on the device, unless this says otherwise.
     pub hand_out: HandOut,
+    /// Where payloads are received.
+    pub pool: DevicePool,
     /// The library.
     pub library: Arc<Library>,
     /// How long a payload may take, once its receiver is ready; of which the producer of a source that is
@@ -91,6 +93,7 @@ impl NcclConfig {
     pub fn new(device: Arc<dyn Device>, library: Arc<Library>) -> Self {
         Self {
             control: TcpConfig::default(),
+            pool: DevicePool::new(&device, POOL_IDLE_BYTES_MAX),
             device,
             hand_out: HandOut::OnDevice,
             library,
@@ -106,6 +109,9 @@ impl NcclConfig {
         Ok(self)
     }
 }
+
+/// Enough for the buffers that a consumer hands back while others are on their way.
+const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 
 /// Both edges of a rank in a ring: to the next one, and from the previous one.
 #[derive(Debug)]
