@@ -32,7 +32,9 @@ pub(crate) fn ring(rank: usize) -> Ring {
 }
 
 /// One direction, from rank 0 to rank 1.
-pub(crate) async fn edge(config: NcclConfig) -> (NcclOutgoing<TokioNet, MemoryStore>, NcclIncoming<TokioNet>) {
+pub(crate) async fn edge(
+    config: NcclConfig,
+) -> (NcclOutgoing<TokioNet, MemoryStore>, NcclIncoming<TokioNet>) {
     let (store, address) = (MemoryStore::new(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
     let incoming = NcclIncoming::bind(TokioNet, &store, ring(1), address, config.clone()).await.unwrap();
     (NcclOutgoing::new(TokioNet, store, ring(0), config).unwrap(), incoming)
