@@ -29,7 +29,7 @@ const LOOKAHEAD_BYTES: usize = 1 << 10;
 const TRAILER_BYTES: usize = size_of::<u32>();
 
 /// A frame of one direction.
-pub(super) trait WireFrame: Sized {
+pub(in crate::transport) trait WireFrame: Sized {
     fn encode_into(&self, out: &mut Vec<u8>);
     fn decode(body: &[u8]) -> Result<Self, DecodeError>;
 
@@ -68,7 +68,7 @@ impl WireFrame for Reply {
 
 /// Reads frames, and payloads into the caller's memory.
 #[derive(Debug)]
-pub(super) struct FrameReader<R> {
+pub(in crate::transport) struct FrameReader<R> {
     stream: R,
     buffer: Box<[u8]>,
     /// What was read and not consumed.
@@ -81,13 +81,13 @@ pub(super) struct FrameReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    pub(super) fn new(stream: R, checksum: bool) -> Self {
+    pub(in crate::transport) fn new(stream: R, checksum: bool) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
         Self { stream, buffer, unread: 0..0, read_max: BUFFER_BYTES, checksum, running: 0 }
     }
 
     /// The next frame, if all of it is in the buffer, with its trailer unless a payload comes first.
-    pub(super) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
+    pub(in crate::transport) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
         let unread = &self.buffer[self.unread.clone()];
         let Some(body) = frame_in(unread).map_err(violation)? else { return Ok(None) };
         let end = body.end;
@@ -107,8 +107,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(Some(frame))
     }
 
+    /// Whether [`fill`](Self::fill) may be called, for a reader who has not taken all frames.
+    pub(in crate::transport) fn has_room(&self) -> bool {
+        self.unread.len() < self.buffer.len()
+    }
+
     /// Reads once into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+    pub(in crate::transport) async fn fill(&mut self) -> io::Result<usize> {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.end == self.buffer.len() {
@@ -123,7 +128,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Reads once, into `payload` or else into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(super) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
+    pub(in crate::transport) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
         match payload {
             Some(target) => self.payload(target).await,
             None => self.fill().await,
@@ -150,7 +155,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Checks the trailer behind a payload. False if more bytes are needed.
-    pub(super) fn payload_ends(&mut self) -> Result<bool, Violation> {
+    pub(in crate::transport) fn payload_ends(&mut self) -> Result<bool, Violation> {
         if !self.checksum {
             return Ok(true);
         }
@@ -162,7 +167,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
     /// last: a connection that is closed with bytes unread is reset.
-    pub(super) async fn discard(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn discard(&mut self) -> io::Result<()> {
         while self.stream.read(&mut self.buffer).await? > 0 {}
         Ok(())
     }
@@ -170,7 +175,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
 /// Writes frames, gathering small ones.
 #[derive(Debug)]
-pub(super) struct FrameWriter<W> {
+pub(in crate::transport) struct FrameWriter<W> {
     stream: W,
     staged: Vec<u8>,
     /// How much of `staged` the stream has taken.
@@ -179,7 +184,7 @@ pub(super) struct FrameWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    pub(super) fn new(stream: W, checksum: bool) -> Self {
+    pub(in crate::transport) fn new(stream: W, checksum: bool) -> Self {
         let staged = Vec::with_capacity(BUFFER_BYTES + INLINE_BYTES_MAX);
         Self { stream, staged, flushed: 0, checksum }
     }
@@ -188,7 +193,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// [`flush`](Self::flush). Calls `moved` for each part of a large payload.
     ///
     /// Cancel safe only without a large payload, which must not be cut short.
-    pub(super) async fn write(
+    pub(in crate::transport) async fn write(
         &mut self,
         frame: &impl WireFrame,
         payload: &[u8],
@@ -208,17 +213,17 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// [`write`](Self::write) for a frame without payload. Cancel safe.
-    pub(super) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
+    pub(in crate::transport) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
         self.write(frame, &[], || {}).await
     }
 
     /// Whether something waits to be flushed.
-    pub(super) fn is_staged(&self) -> bool {
+    pub(in crate::transport) fn is_staged(&self) -> bool {
         !self.staged.is_empty()
     }
 
     /// Writes what was kept. Cancel safe: the next call goes on where this one was.
-    pub(super) async fn flush(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn flush(&mut self) -> io::Result<()> {
         while self.flushed < self.staged.len() {
             let written = self.stream.write(&self.staged[self.flushed..]).await?;
             self.take_flushed(written)?;
@@ -229,7 +234,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Ends our direction of the connection.
-    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn shutdown(&mut self) -> io::Result<()> {
         self.stream.shutdown().await
     }
 
