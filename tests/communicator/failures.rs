@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvpipe::nccl::{Communicator, CommunicatorConfig, ReduceOp};
 use kvpipe::{DType, Error, Shape, Tensor};
 
-use crate::world::{HANG, Rank, all, device, library, world};
+use crate::world::{HANG, Rank, all, connected, device, library, world};
 
 /// Short, since it is waited for; nothing is measured by it.
 const SOON: Duration = Duration::from_millis(500);
@@ -113,19 +113,20 @@ on_fakes!(
     }
 );
 
-on_fakes!(an_asynchronous_error_is_found_by_an_idle_communicator, "async_errors=on", async || {
-    let mut world = world(2).await;
+on_fakes!(an_asynchronous_error_is_found_by_who_waits_and_by_who_does_not, "async_errors=on", async || {
+    let mut world = connected().await;
     let waiting = waiting(&world[0]);
-    // The connection exists once something went through.
-    let (a, b) = (Arc::clone(&world[0]), Arc::clone(&world[1]));
-    let sums = [a, b].map(|rank| async move {
-        rank.communicator.all_reduce(&ones().await, ReduceOp::Sum, &rank.stream).await
-    });
-    drop(sums);
     let gone = world.pop().unwrap();
     gone.communicator.abort(Error::Misuse("it dies".into())).await.unwrap();
     drop(gone);
     let error = ends(waiting).await;
+    assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
+
+    let mut world = connected().await;
+    let gone = world.pop().unwrap();
+    gone.communicator.abort(Error::Misuse("it dies".into())).await.unwrap();
+    drop(gone);
+    let error = tokio::time::timeout(HANG, world[0].communicator.failed()).await.expect("it is not found");
     assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
 });
 
@@ -137,8 +138,9 @@ on_fakes!(an_error_after_some_operations_ends_the_wait_for_the_next, "rank=1,asy
         });
         all(sums.collect::<Vec<_>>()).await;
     }
-    let failing = waiting(&world[1]);
-    let error = ends(failing).await;
+    let ones = ones().await;
+    let error = world[1].communicator.all_reduce(&ones, ReduceOp::Sum, &world[1].stream);
+    let error = tokio::time::timeout(HANG, error).await.expect("it hangs").unwrap_err();
     assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
 });
 

@@ -7,7 +7,7 @@ use kvpipe::nccl::{Communicator, ReduceOp};
 use kvpipe::{DType, Error, Shape, Tensor};
 
 use crate::child::{cuda, nccl};
-use crate::world::{HANG, all, config, device, library, world};
+use crate::world::{HANG, all, config, connected, device, library, world};
 
 on_fakes!(dropping_a_communicator_lets_what_was_enqueued_finish, "", async || {
     let world = world(2).await;
@@ -40,20 +40,23 @@ on_fakes!(dropping_one_whose_peer_never_answers_keeps_nobody, "", async || {
 });
 
 on_fakes!(an_operation_that_is_given_up_goes_on_and_frees_its_memory, "", async || {
-    let world = world(2).await;
+    let world = connected().await;
     let before = cuda();
     let (sender, receiver) = (Arc::clone(&world[0]), Arc::clone(&world[1]));
-    let shape = Shape::new(&[1000]).unwrap();
+    let shape = Shape::new(&[1 << 20]).unwrap();
     let receiving =
         tokio::spawn(
             async move { receiver.communicator.recv(DType::Int32, shape, 0, &receiver.stream).await },
         );
-    while cuda().allocations == before.allocations {
+    // The event is recorded behind the receive.
+    while cuda().events == before.events {
         tokio::task::yield_now().await;
     }
     receiving.abort();
-    let _ = receiving.await;
-    let tensor = Tensor::from_slice([1000], &[7_i32; 1000]).unwrap().to_device(&device()).await.unwrap();
+    assert!(receiving.await.unwrap_err().is_cancelled());
+    let tensor =
+        Tensor::from_vec([1 << 20], vec![7_i32; 1 << 20]).unwrap().to_device(&device()).await.unwrap();
+    // More than the connection holds: it returns because somebody receives.
     sender.communicator.send(&tensor, 1, &sender.stream).await.unwrap();
     drop(tensor);
     while cuda().allocations != before.allocations {

@@ -3,6 +3,7 @@
 //! What needs a switch of the fakes runs in a process of its own, which has it in its environment.
 #![cfg(not(loom))]
 #![allow(missing_docs, reason = "a test binary")]
+#![allow(unsafe_code, reason = "the fakes are C libraries")]
 
 #[macro_use]
 mod child;

@@ -39,8 +39,7 @@ on_fakes!(ranks_of_a_group_form_a_communicator_on_either_wire, "", async || {
         drop(all(ranks.collect::<Vec<_>>()).await);
         if wire == WireMode::Vllm {
             let value = store.get("broadcast_from/0/0", HANG).await.unwrap();
-            let Object::UniqueId(id) = pickle::decode_object(&value, &pickle::Limits::default()).unwrap()
-            else {
+            let Object::UniqueId(id) = pickle::decode(&value, &pickle::Limits::default()).unwrap() else {
                 panic!("no unique id was broadcast");
             };
             assert_ne!(id.0, [0; 128]);

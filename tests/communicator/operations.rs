@@ -139,7 +139,8 @@ on_fakes!(broadcast_reaches_every_rank_from_any_root, "", async || {
         for count in COUNTS {
             let bytes: Vec<u8> = (0..count).map(|index| (index * 7 + root) as u8).collect();
             let input = Tensor::from_slice([count], &bytes).unwrap();
-            let outputs = each(&world, &vec![input.clone(); 3], move |rank: Arc<Rank>, input| async move {
+            let inputs = vec![input.clone(); 3];
+            let outputs = each(&world, &inputs, move |rank: Arc<Rank>, input| async move {
                 let own = (rank.communicator.rank() == root).then_some(&input);
                 let shape = Shape::new(&[count]).unwrap();
                 rank.communicator.broadcast(DType::UInt8, shape, own, root, &rank.stream).await.unwrap()

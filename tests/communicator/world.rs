@@ -40,6 +40,22 @@ pub(crate) async fn world(ranks: usize) -> Vec<Arc<Rank>> {
     all(forming).await
 }
 
+/// Two ranks that have exchanged something in both directions, so that they are connected: until then the
+/// first call to a peer is in progress, and no other may be made.
+pub(crate) async fn connected() -> Vec<Arc<Rank>> {
+    let world = world(2).await;
+    let exchanging = world.iter().cloned().map(|rank| async move {
+        let other = 1 - rank.communicator.rank();
+        let byte = Tensor::from_slice([1], &[0_u8]).unwrap().to_device(&device()).await.unwrap();
+        let mut group = rank.communicator.group();
+        group.send(&byte, other).unwrap();
+        group.recv(byte.dtype(), *byte.shape(), other).await.unwrap();
+        group.run(&rank.stream).await.unwrap();
+    });
+    all(exchanging.collect::<Vec<_>>()).await;
+    world
+}
+
 /// Runs futures side by side, and gives their outputs in order.
 pub(crate) async fn all<F>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output>
 where

@@ -2,6 +2,7 @@
 //! wire. A rank is a pipe in this process.
 #![cfg(not(loom))]
 #![allow(missing_docs, reason = "a test binary")]
+#![allow(unsafe_code, reason = "the fakes are C libraries")]
 
 #[macro_use]
 #[path = "../communicator/child.rs"]
