@@ -63,8 +63,8 @@ fn all_to_all_with_oneself_is_one_group() {
             }
         }));
         stream.synchronize();
-        for peer in 0..4 {
-            assert_eq!(targets[peer].bytes(), pattern(peer * 4 + rank, 100));
+        for (peer, target) in targets.iter().enumerate() {
+            assert_eq!(target.bytes(), pattern(peer * 4 + rank, 100));
         }
         comm.destroy();
     });
