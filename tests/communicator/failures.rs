@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvpipe::nccl::{Communicator, CommunicatorConfig, ReduceOp};
 use kvpipe::{DType, Error, Shape, Tensor};
 
+use crate::child::cuda;
 use crate::world::{HANG, Rank, all, connected, device, library, world};
 
 /// Short, since it is waited for; nothing is measured by it.
@@ -100,9 +101,9 @@ on_fakes!(an_operation_whose_peer_does_not_come_ends_at_the_deadline, "", async 
 
 on_fakes!(
     a_call_that_nccl_refuses_is_told_to_all_with_code_and_text,
-    "rank=0,fail=ncclSend:1:3",
+    "rank=0,fail=ncclSend:2:3",
     async || {
-        let world = world(2).await;
+        let world = connected().await;
         let bystander = waiting(&world[0]);
         tokio::task::yield_now().await;
         let error = world[0].communicator.send(&ones().await, 1, &world[0].stream).await.unwrap_err();
@@ -113,7 +114,7 @@ on_fakes!(
     }
 );
 
-on_fakes!(an_asynchronous_error_is_found_by_who_waits_and_by_who_does_not, "async_errors=on", async || {
+on_fakes!(a_peer_that_nccl_has_lost_ends_the_wait_for_it, "async_errors=on", async || {
     let mut world = connected().await;
     let waiting = waiting(&world[0]);
     let gone = world.pop().unwrap();
@@ -121,28 +122,36 @@ on_fakes!(an_asynchronous_error_is_found_by_who_waits_and_by_who_does_not, "asyn
     drop(gone);
     let error = ends(waiting).await;
     assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
-
-    let mut world = connected().await;
-    let gone = world.pop().unwrap();
-    gone.communicator.abort(Error::Misuse("it dies".into())).await.unwrap();
-    drop(gone);
-    let error = tokio::time::timeout(HANG, world[0].communicator.failed()).await.expect("it is not found");
-    assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
 });
 
-on_fakes!(an_error_after_some_operations_ends_the_wait_for_the_next, "rank=1,async_error=2:6", async || {
-    let world = world(2).await;
-    for _ in 0..2 {
-        let sums = world.iter().cloned().map(|rank| async move {
-            rank.communicator.all_reduce(&ones().await, ReduceOp::Sum, &rank.stream).await.unwrap()
+on_fakes!(
+    an_asynchronous_error_is_found_though_nobody_waits_for_anything,
+    "rank=1,async_error=2:6",
+    async || {
+        let world = world(2).await;
+        for _ in 0..2 {
+            let sums = world.iter().cloned().map(|rank| async move {
+                rank.communicator.all_reduce(&ones().await, ReduceOp::Sum, &rank.stream).await.unwrap()
+            });
+            all(sums.collect::<Vec<_>>()).await;
+        }
+        while cuda().events > 0 {
+            tokio::task::yield_now().await;
+        }
+        // Whoever waits for it leaves; the communicator is looked after all the same.
+        let rank = Arc::clone(&world[1]);
+        let failing = tokio::spawn(async move {
+            rank.communicator.all_reduce(&ones().await, ReduceOp::Sum, &rank.stream).await
         });
-        all(sums.collect::<Vec<_>>()).await;
+        while cuda().events == 0 && world[1].communicator.failure().is_none() {
+            tokio::task::yield_now().await;
+        }
+        failing.abort();
+        let error =
+            tokio::time::timeout(HANG, world[1].communicator.failed()).await.expect("it is not found");
+        assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
     }
-    let ones = ones().await;
-    let error = world[1].communicator.all_reduce(&ones, ReduceOp::Sum, &world[1].stream);
-    let error = tokio::time::timeout(HANG, error).await.expect("it hangs").unwrap_err();
-    assert!(matches!(error, Error::Nccl { code: 6, .. }), "{error}");
-});
+);
 
 on_fakes!(an_old_library_lacks_windows_and_says_so, "", async || {
     let broken = tempfile::tempdir().unwrap();

@@ -8,6 +8,8 @@ use kvpipe::Tensor;
 use kvpipe::device::{CudaDevice, Device, Stream};
 use kvpipe::nccl::{Communicator, CommunicatorConfig, Library};
 
+use crate::child::cuda;
+
 /// Longer than anything here takes, on a busy machine too: what is still going on then hangs.
 pub(crate) const HANG: Duration = Duration::from_secs(120);
 
@@ -53,6 +55,10 @@ pub(crate) async fn connected() -> Vec<Arc<Rank>> {
         group.run(&rank.stream).await.unwrap();
     });
     all(exchanging.collect::<Vec<_>>()).await;
+    // What the exchange used is given back by threads.
+    while cuda().allocations > 0 || cuda().events > 0 {
+        tokio::task::yield_now().await;
+    }
     world
 }
 

@@ -127,7 +127,7 @@ on_fakes!(bytes_that_are_no_frame_end_the_edge, "", async || {
     bytes[0] = 1;
     bytes.push(0x77);
     stream.write_all(&bytes).await.unwrap();
-    assert_eq!(violation(failure(&receiver).await), "unknown frame tag 0x77");
+    assert_eq!(violation(failure(&receiver).await), "unknown frame tag 119");
 });
 
 on_fakes!(a_communicator_that_nobody_else_forms_does_not_outlive_its_edge, "", async || {

@@ -1,15 +1,20 @@
 //! What arrives, and when.
 
 use std::ffi::c_void;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use kvpipe::device::{DeviceBuffer, DeviceBufferMut, Location, Stream};
-use kvpipe::transport::nccl::HandOut;
-use kvpipe::{DType, Item, PipeConfig, Tensor};
+use kvpipe::net::TokioNet;
+use kvpipe::store::MemoryStore;
+use kvpipe::transport::nccl::{HandOut, NcclIncoming};
+use kvpipe::transport::tcp::{TcpConfig, TcpOutgoing};
+use kvpipe::{DType, Item, Pipe, PipeConfig, Tensor};
 use kvpipe_fake_cuda::StreamHandle;
 
 use crate::child::cuda;
-use crate::ranks::{config, device, edge, pipes, receive, tensor};
+use crate::ranks::{config, device, pipes, receive, ring, send_failure, tensor};
 
 on_fakes!(items_of_all_kinds_arrive_in_order_on_the_device, "in_progress=2", async || {
     let (sender, receiver) = pipes(config(), PipeConfig::default()).await;
@@ -118,9 +123,18 @@ on_fakes!(ten_thousand_items_leak_nothing, "", async || {
     assert!(most < 32 << 20, "{most} bytes on the device for items of 64");
 });
 
-on_fakes!(a_control_connection_of_plain_tcp_is_never_met, "", async || {
-    let (outgoing, _incoming) = edge(config()).await;
-    assert_eq!(format!("{outgoing:?}").matches("/nccl").count(), 1, "its group is one of its own");
+on_fakes!(an_end_on_plain_tcp_never_meets_one_on_nccl, "", async || {
+    let (store, address) = (MemoryStore::new(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
+    let _incoming = NcclIncoming::bind(TokioNet, &store, ring(1), address, config()).await.unwrap();
+    let impatient = TcpConfig { connect_timeout: Duration::from_millis(500), ..TcpConfig::default() };
+    let plain = TcpOutgoing::new(TokioNet, store, ring(0), impatient);
+    let (sender, driver) = Pipe::send_only(plain, PipeConfig::default());
+    tokio::spawn(driver);
+    sender.send(None).await.unwrap();
+    assert_eq!(
+        send_failure(&sender).await.to_string(),
+        "timed out after 0.5 s waiting for rank 1 to publish its address (store key \"kvpipe//1/address\")"
+    );
 });
 
 /// Holds up a stream until something is sent, or the sender is dropped.
