@@ -45,6 +45,7 @@
 //! |---|---|
 //! | [`pipe`] | [`Pipe`], its halves and its driver; how a stream ends; statistics |
 //! | [`transport`] | the contract between pipes and wires; the wires: [`memory`](transport::memory), [`tcp`](transport::tcp), [`store`](transport::store) |
+//! | [`device`] | GPUs: memory, streams, events, and copies between them and the host |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
 //! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
@@ -62,6 +63,9 @@
 //! drawing to the command line.
 
 pub mod config;
+// The driver's functions are C's; each call says why it may be made.
+#[allow(unsafe_code)]
+pub mod device;
 pub mod entropy;
 pub mod error;
 #[cfg(not(loom))]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{DEFAULT_BUFFER_BYTES, Device, Endpoint, PipeConfig};
+use super::{DEFAULT_BUFFER_BYTES, Endpoint, Location, PipeConfig};
 use crate::error::{Error, Result};
 
 /// vLLM's `KVTransferConfig` (0.9 to 0.12), as far as a pipe has a use for it.
@@ -17,17 +17,17 @@ use crate::error::{Error, Result};
 /// | `kv_parallel_size` | 1 | from 1; vLLM's own wire needs [2](Endpoint::ensure_pair) |
 /// | `kv_ip` | `"127.0.0.1"` | the host of rank 0's store |
 /// | `kv_port` | 14579 | its port, to which a pipe adds its [offset](Self::endpoint) |
-/// | `kv_buffer_device` | `"cuda"` | `"cuda"`, `"cpu"` |
+/// | `kv_buffer_device` | `"cuda"` | `"cuda"`, `"cpu"`, as in vLLM; `"cuda:1"` besides |
 /// | `kv_buffer_size` | 1e9 | bytes, from 1 to 2^53, rounded down: both budget and window of a pipe |
 /// | `kv_connector_extra_config` | `{}` | `store_timeout`: seconds, above 0, at most a year; 300 if absent |
 ///
 /// Other fields, such as `engine_id`, and other extra settings are ignored, whatever they are: they
 /// configure what has no counterpart here. All else that is not in the table is an error that names the
-/// field. So is a device of another name, such as `"cuda:1"`, for which vLLM silently takes the host;
-/// and a number in a string, which vLLM converts.
+/// field. So is a device of another name, for which vLLM silently takes the host (also for `"cuda:1"`,
+/// which here is that GPU); and a number in a string, which vLLM converts.
 ///
 /// ```
-/// use kvpipe::config::{Device, KvTransferConfig};
+/// use kvpipe::config::{KvTransferConfig, Location};
 ///
 /// let json = r#"{"kv_connector": "PyNcclConnector", "kv_role": "kv_producer",
 ///                "kv_rank": 0, "kv_parallel_size": 2, "kv_buffer_size": 5e9}"#;
@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 /// let endpoint = config.endpoint(3, 1)?;
 /// assert_eq!(endpoint.store_address(), "127.0.0.1:14580");
 /// assert_eq!((endpoint.rank, endpoint.world_size), (0, 2));
-/// assert_eq!(endpoint.device, Device::Cuda(3));
+/// assert_eq!(endpoint.device, Location::Cuda(3));
 /// assert_eq!(endpoint.pipe.budget_bytes, 5_000_000_000);
 /// # Ok::<(), kvpipe::Error>(())
 /// ```
@@ -80,6 +80,8 @@ pub enum KvRole {
 pub enum BufferDevice {
     /// `"cuda"`: the GPU that belongs to the process, by its local rank.
     Cuda,
+    /// `"cuda:1"`: the GPU of this index.
+    CudaIndex(usize),
     /// `"cpu"`: host memory.
     Cpu,
 }
@@ -130,7 +132,7 @@ impl KvTransferConfig {
             kv_ip: fields.get("kv_ip", "a host", text)?.unwrap_or(default.kv_ip),
             kv_port: fields.get("kv_port", "a port from 0 to 65535", port)?.unwrap_or(default.kv_port),
             kv_buffer_device: fields
-                .get("kv_buffer_device", "one of \"cuda\" and \"cpu\"", device)?
+                .get("kv_buffer_device", "one of \"cuda\", \"cuda:N\" and \"cpu\"", device)?
                 .unwrap_or(default.kv_buffer_device),
             kv_buffer_size: fields
                 .get("kv_buffer_size", "a number of bytes from 1 to 2^53", bytes)?
@@ -192,8 +194,9 @@ impl KvTransferConfig {
             rank,
             world_size,
             device: match self.kv_buffer_device {
-                BufferDevice::Cuda => Device::Cuda(local_rank),
-                BufferDevice::Cpu => Device::Cpu,
+                BufferDevice::Cuda => Location::Cuda(local_rank),
+                BufferDevice::CudaIndex(index) => Location::Cuda(index),
+                BufferDevice::Cpu => Location::Cpu,
             },
             pipe: PipeConfig::default().with_buffer_bytes(self.kv_buffer_size),
         };
@@ -280,7 +283,12 @@ fn device(value: &Value) -> Option<BufferDevice> {
     match value.as_str()? {
         "cuda" => Some(BufferDevice::Cuda),
         "cpu" => Some(BufferDevice::Cpu),
-        _ => None,
+        name => {
+            let index = name.strip_prefix("cuda:")?;
+            // As torch reads it: a number, without a sign or zeros before it.
+            let is_canonical = index == "0" || !index.starts_with(['0', '+']);
+            index.parse().ok().filter(|_| is_canonical).map(BufferDevice::CudaIndex)
+        }
     }
 }
 

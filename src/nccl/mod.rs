@@ -55,6 +55,9 @@
 
 mod calls;
 mod codes;
+// What NCCL uses is owned by those who wait for it; each call says how.
+#[allow(unsafe_code)]
+mod communicator;
 mod functions;
 mod library;
 #[cfg(test)]
@@ -62,6 +65,7 @@ mod recorded;
 mod search;
 
 pub use codes::{DataType, Progress, ReduceOp, ResultCode, Version};
+pub use communicator::{Communicator, CommunicatorConfig, Group, Registration};
 pub use functions::{Config, Functions, Missing, RawComm};
 pub use library::Library;
 
