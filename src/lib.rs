@@ -79,6 +79,7 @@ pub mod net;
 pub mod parallel;
 pub mod pipe;
 mod queue;
+mod stock;
 pub mod store;
 mod sync;
 pub mod tensor;

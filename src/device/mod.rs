@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`CudaDevice`] | a GPU, through the CUDA driver, which is looked for when it is asked for and not before |
 //! | [`DeviceBuffer`], [`DeviceBufferMut`] | bytes on a device: shared and constant, or exclusive |
+//! | [`DevicePool`] | device memory that is used again, within a bound |
 //! | [`PinnedBuffer`] | bytes on the host that a device can reach, and that the host reads at full speed |
 //! | [`Stream`], [`Event`] | an order of work on a device, and a place in it that can be waited for |
 //! | [`InFlight`] | what a stream still uses, kept until it does not |
@@ -24,6 +25,7 @@ mod cuda;
 mod flight;
 mod oneshot;
 mod poller;
+mod pool;
 mod staging;
 mod stream;
 
@@ -33,6 +35,7 @@ use std::ptr::NonNull;
 pub use buffer::{DeviceBuffer, DeviceBufferMut, PinnedBuffer};
 pub use cuda::{CudaDevice, CudaVersion, DeviceReport, DriverReport};
 pub use flight::InFlight;
+pub use pool::DevicePool;
 #[cfg(not(loom))]
 pub(crate) use staging::{Reading, Stagings};
 pub use staging::{Staging, to_device, to_host};

@@ -3,7 +3,7 @@
 //!
 //! | vLLM's | here |
 //! |---|---|
-//! | the constructor waits for ever for a rank that does not come | [`Communicator::new`] waits until [`timeout`](CommunicatorConfig::timeout) |
+//! | the constructor waits for ever for a rank that does not come | [`Communicator::new`] has a [deadline](CommunicatorConfig::connect_timeout) |
 //! | operations return once they are enqueued; who frees or reads the memory too early is wrong | they return once they are done, and own the memory until then, dropped or not |
 //! | a dead peer is waited for for ever | the deadline, an asynchronous error, or [`abort`](Communicator::abort) ends every wait, with NCCL's code and text |
 //! | no check of contiguity and counts | [`Tensor`]s are contiguous, counts are checked |
@@ -51,15 +51,21 @@ use crate::wire::{Object, UniqueId};
 /// How a communicator waits.
 #[derive(Clone, Debug)]
 pub struct CommunicatorConfig {
-    /// How long forming it takes at most, and each operation. 300 s.
-    pub timeout: Duration,
+    /// How long forming it takes at most: 300 s.
+    pub connect_timeout: Duration,
+    /// How long each operation takes at most, the wait for the other ranks to call it included. 300 s.
+    pub operation_timeout: Duration,
     /// How long [`Communicator::abort`] waits for NCCL, whose abort has hung. 10 s.
     pub abort_timeout: Duration,
 }
 
 impl Default for CommunicatorConfig {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(300), abort_timeout: Duration::from_secs(10) }
+        Self {
+            connect_timeout: Duration::from_secs(300),
+            operation_timeout: Duration::from_secs(300),
+            abort_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -117,7 +123,7 @@ impl Communicator {
             0 => Some(Object::UniqueId(library.unique_id()?)),
             _ => None,
         };
-        let id = match group.broadcast_obj_timeout(own.as_ref(), 0, config.timeout).await? {
+        let id = match group.broadcast_obj_timeout(own.as_ref(), 0, config.connect_timeout).await? {
             Object::UniqueId(id) => id,
             other => {
                 return Err(Error::PeerMisbehaved {
@@ -126,8 +132,11 @@ impl Communicator {
                 });
             }
         };
-        let communicator = Self::with_unique_id(id, [rank, world_size], device, library, config).await?;
+        // The first all-reduce is a part of forming it.
+        let forming = CommunicatorConfig { operation_timeout: config.connect_timeout, ..config.clone() };
+        let mut communicator = Self::with_unique_id(id, [rank, world_size], device, library, forming).await?;
         communicator.warm_up().await?;
+        communicator.set_config(config);
         Ok(communicator)
     }
 
@@ -161,7 +170,7 @@ impl Communicator {
         let communicator = Self { rank, world_size, device, config, members };
         let awaited = || format!("the {world_size} ranks of a communicator to come together");
         // The thread does nothing else before it is formed.
-        communicator.command(|_worker| Ok(()), awaited).await?;
+        communicator.command(|_worker| Ok(()), communicator.config.connect_timeout, awaited).await?;
         Ok(communicator)
     }
 
@@ -215,6 +224,11 @@ impl Communicator {
             .map_err(|_| Error::timeout(format!("NCCL to abort {}", shared.name), limit))
     }
 
+    /// From now on.
+    pub(crate) fn set_config(&mut self, config: CommunicatorConfig) {
+        self.config = config;
+    }
+
     /// Ends it without waiting for NCCL.
     pub(crate) fn fail(&self, reason: Error) {
         if let Some(Members { shared, .. }) = &self.members {
@@ -255,13 +269,14 @@ impl Communicator {
                 }
             }
         };
-        self.command(work, || "NCCL to enqueue an operation".into()).await
+        self.command(work, self.config.operation_timeout, || "NCCL to enqueue an operation".into()).await
     }
 
     /// Has the thread do something, within the deadline; an overdue one is the end of the communicator.
     async fn command<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Worker) -> Result<T> + Send + 'static,
+        limit: Duration,
         awaited: impl FnOnce() -> String,
     ) -> Result<T> {
         let Some(Members { shared, commands }) = &self.members else {
@@ -277,27 +292,7 @@ impl Communicator {
         }
         let answer =
             async { answered.await.unwrap_or_else(|_| Err(Error::Bug("a call to NCCL panicked".into()))) };
-        self.in_time(answer, awaited, shared).await
-    }
-
-    /// Waits for work of the communicator, its failure, or the deadline.
-    async fn in_time<T>(
-        &self,
-        work: impl Future<Output = Result<T>>,
-        awaited: impl FnOnce() -> String,
-        shared: &Arc<Shared>,
-    ) -> Result<T> {
-        let limit = self.config.timeout;
-        tokio::select! {
-            biased;
-            done = work => done,
-            failure = shared.failed() => Err(failure),
-            () = tokio::time::sleep(limit) => {
-                let error = Error::timeout(awaited(), limit);
-                shared.fail(error.clone());
-                Err(error)
-            }
-        }
+        in_time(answer, limit, awaited, shared).await
     }
 
     /// One float32, summed up: vLLM's constructor does it, so its ranks wait for ours to.
@@ -326,8 +321,29 @@ impl Communicator {
         awaited: impl FnOnce() -> String,
     ) -> Result<M> {
         match &self.members {
-            Some(members) => self.in_time(work.done(), awaited, &members.shared).await,
+            Some(members) => {
+                in_time(work.done(), self.config.operation_timeout, awaited, &members.shared).await
+            }
             None => work.done().await,
+        }
+    }
+}
+
+/// Waits for work of a communicator, its failure, or the deadline, which is its failure, too.
+async fn in_time<T>(
+    work: impl Future<Output = Result<T>>,
+    limit: Duration,
+    awaited: impl FnOnce() -> String,
+    shared: &Arc<Shared>,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        done = work => done,
+        failure = shared.failed() => Err(failure),
+        () = tokio::time::sleep(limit) => {
+            let error = Error::timeout(awaited(), limit);
+            shared.fail(error.clone());
+            Err(error)
         }
     }
 }

@@ -81,7 +81,9 @@ impl Communicator {
             drop(kept);
             handle.ok_or_else(|| Error::Bug("a registration without a handle".into()))
         };
-        let handle = self.command(registering, || "NCCL to register memory".into()).await?;
+        let handle = self
+            .command(registering, self.config.operation_timeout, || "NCCL to register memory".into())
+            .await?;
         let Some(Members { commands, .. }) = &self.members else {
             return Err(Error::Bug("a world of one registered memory".into()));
         };

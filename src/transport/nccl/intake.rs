@@ -8,14 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, Interval, Sleep, timeout};
 
-use super::{HandOut, Lane, NcclConfig, RECEIVER, SENDER};
-use crate::device::{DeviceBufferMut, Staging};
+use super::{Lane, NcclConfig, RECEIVER, SENDER};
 use crate::error::{Error, Link, Result};
 use crate::net::Stream;
-use crate::tensor::{DType, Item, Shape, Tensor};
+use crate::tensor::{Item, Tensor};
 use crate::transport::session::{Arrival, Silence, Violation};
 use crate::transport::tcp::connection::{FrameReader, FrameWriter};
 use crate::transport::tcp::handshake::Agreed;
@@ -72,6 +70,9 @@ enum Arriving {
     Payload(Pin<Box<dyn Future<Output = Result<Tensor>> + Send>>),
     There(Item),
 }
+
+/// Idle bytes that the pool may keep beside a full window.
+const IDLE_BYTES_MIN: usize = 16 << 20;
 
 /// Payloads on their way at the same time: enough to hide the time between one and the next.
 const ARRIVING_MAX: usize = 16;
@@ -407,40 +408,22 @@ async fn make_room(
     let payload = match metadata {
         Metadata::None => Arriving::There(None),
         Metadata::Tensor(metadata) => {
-            let buffer = DeviceBufferMut::allocated(&config.device, bytes).await?;
+            let idle_bytes_max = items.spare_bytes().max(IDLE_BYTES_MIN);
+            let buffer = config.pool.take_beside(bytes, idle_bytes_max).await?;
             let (dtype, shape, config) = (metadata.dtype(), *metadata.shape(), config.clone());
             if bytes == 0 {
-                Arriving::There(Some(hand_out(dtype, shape, buffer, &config, &lane.staging).await?))
+                Arriving::There(Some(config.hand_out(dtype, shape, buffer, &lane.staging).await?))
             } else {
                 let staging = Arc::clone(&lane.staging);
                 let flight = lane.communicator.begin_recv(buffer, SENDER, &lane.stream).await?;
                 Arriving::Payload(Box::pin(async move {
                     let buffer = flight.done().await?;
-                    hand_out(dtype, shape, buffer, &config, &staging).await
+                    config.hand_out(dtype, shape, buffer, &staging).await
                 }))
             }
         }
     };
     Ok(Prepared::Item(Box::new(Expected::Item { frame, permit, payload })))
-}
-
-/// The tensor, where our user wants it.
-async fn hand_out(
-    dtype: DType,
-    shape: Shape,
-    buffer: DeviceBufferMut,
-    config: &NcclConfig,
-    staging: &AsyncMutex<Staging>,
-) -> Result<Tensor> {
-    let buffer = buffer.freeze();
-    match config.hand_out {
-        HandOut::OnDevice => Tensor::on_device(dtype, shape, buffer),
-        HandOut::OnHost => {
-            let mut bytes = config.control.pool.take(buffer.len())?;
-            staging.lock().await.to_host(&buffer, &mut bytes).await?;
-            Tensor::new(dtype, shape, bytes.freeze())
-        }
-    }
 }
 
 /// Waits until NCCL fails, if there is a communicator.

@@ -48,7 +48,7 @@ pub use self::vllm::{VllmNcclIncoming, VllmNcclOutgoing, VllmNcclTransport};
 use super::tcp::TcpConfig;
 use super::tcp::connection::WireFrame;
 use super::{Guarantees, Ring, Transport};
-use crate::device::{Device, DeviceBuffer, DeviceBufferMut, Staging, Stream};
+use crate::device::{Device, DeviceBuffer, DeviceBufferMut, DevicePool, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::nccl::{Communicator, CommunicatorConfig, Library};
 use crate::net::Net;
@@ -71,17 +71,21 @@ pub enum HandOut {
 /// How ranks meet and talk over NCCL.
 #[derive(Clone, Debug)]
 pub struct NcclConfig {
-    /// Of the control connections. Its `reconnect_timeout` is not used, and its `checksum` is of the
-    /// frames only.
+    /// Of the control connections. Its `reconnect_timeout` is not used, its `checksum` is of the frames
+    /// only, and its `pool` is for what is handed out [on the host](HandOut::OnHost). On vLLM's wire only
+    /// its `connect_timeout` and `pool` have a meaning.
     pub control: TcpConfig,
     /// Where payloads are sent from and received into.
     pub device: Arc<dyn Device>,
     /// Where received tensors are handed out: on the device, unless this says otherwise.
     pub hand_out: HandOut,
+    /// Where payloads are received.
+    pub pool: DevicePool,
     /// The library.
     pub library: Arc<Library>,
     /// How long a payload may take, once its receiver is ready; of which the producer of a source that is
-    /// not ready takes its part. 30 s.
+    /// not ready takes its part. 30 s. On vLLM's wire, where nobody says when it is ready, of each payload
+    /// from when it is sent, or its metadata is there.
     pub transfer_timeout: Duration,
 }
 
@@ -91,10 +95,38 @@ impl NcclConfig {
     pub fn new(device: Arc<dyn Device>, library: Arc<Library>) -> Self {
         Self {
             control: TcpConfig::default(),
+            pool: DevicePool::new(&device, POOL_IDLE_BYTES_MAX),
             device,
             hand_out: HandOut::OnDevice,
             library,
             transfer_timeout: Duration::from_secs(30),
+        }
+    }
+
+    fn communicator(&self) -> CommunicatorConfig {
+        CommunicatorConfig {
+            connect_timeout: self.control.connect_timeout,
+            operation_timeout: self.transfer_timeout,
+            ..CommunicatorConfig::default()
+        }
+    }
+
+    /// The tensor that was received, where our user wants it.
+    async fn hand_out(
+        &self,
+        dtype: DType,
+        shape: Shape,
+        buffer: DeviceBufferMut,
+        staging: &AsyncMutex<Staging>,
+    ) -> Result<Tensor> {
+        let buffer = buffer.freeze();
+        match self.hand_out {
+            HandOut::OnDevice => Tensor::on_device(dtype, shape, buffer),
+            HandOut::OnHost => {
+                let mut bytes = self.control.pool.take(buffer.len())?;
+                staging.lock().await.to_host(&buffer, &mut bytes).await?;
+                Tensor::new(dtype, shape, bytes.freeze())
+            }
         }
     }
 
@@ -106,6 +138,9 @@ impl NcclConfig {
         Ok(self)
     }
 }
+
+/// Enough for the buffers that a consumer hands back while others are on their way.
+const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 
 /// Both edges of a rank in a ring: to the next one, and from the previous one.
 #[derive(Debug)]
@@ -192,10 +227,11 @@ impl Lane {
     /// Forms the communicator, and sends a byte through it: NCCL connects its ranks only then, and a
     /// connection that hangs is to be found out now.
     async fn form(rank: usize, id: UniqueId, config: &NcclConfig) -> Result<Self> {
+        // The first exchange is a part of forming it.
         let limits =
-            CommunicatorConfig { timeout: config.control.connect_timeout, ..CommunicatorConfig::default() };
+            CommunicatorConfig { operation_timeout: config.control.connect_timeout, ..config.communicator() };
         let (device, library) = (Arc::clone(&config.device), Arc::clone(&config.library));
-        let communicator = Communicator::with_unique_id(id, [rank, 2], device, library, limits).await?;
+        let mut communicator = Communicator::with_unique_id(id, [rank, 2], device, library, limits).await?;
         let stream = Stream::new(&config.device)?;
         let shape = Shape::new(&[1])?;
         if rank == SENDER {
@@ -206,6 +242,7 @@ impl Lane {
         } else {
             communicator.recv(DType::UInt8, shape, SENDER, &stream).await?;
         }
+        communicator.set_config(config.communicator());
         let staging = Arc::new(AsyncMutex::new(Staging::new(&config.device)?));
         Ok(Self { communicator, stream, staging })
     }

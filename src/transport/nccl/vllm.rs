@@ -10,7 +10,7 @@
 //! What the [store's](crate::transport::store) can't do either: nothing comes back. An item is settled once
 //! the stream has sent it, a None once the store has it. Both directions share a communicator, so a payload
 //! that the peer does not receive keeps the other direction waiting, too; a deadline,
-//! [`CommunicatorConfig::timeout`], ends that.
+//! [`transfer_timeout`](NcclConfig::transfer_timeout), ends that.
 //!
 //! # Better than the original
 //!
@@ -25,10 +25,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{Device, DeviceBufferMut, Staging, Stream};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::NcclConfig;
+use crate::device::{Staging, Stream};
 use crate::error::{Error, Link, Result};
 use crate::group::StatelessProcessGroup;
-use crate::nccl::{Communicator, CommunicatorConfig, Library};
+use crate::nccl::Communicator;
 use crate::store::Store;
 use crate::tensor::{Item, Tensor};
 use crate::transport::{Guarantees, Inbox, Incoming, Outbox, Outgoing, Ring, Transport};
@@ -51,7 +54,9 @@ pub struct VllmNcclIncoming<S>(Shared<S>);
 struct Shared<S> {
     group: Arc<StatelessProcessGroup<S>>,
     communicator: Arc<Communicator>,
+    config: NcclConfig,
     stream: Stream,
+    staging: AsyncMutex<Staging>,
     ring: Ring,
 }
 
@@ -68,12 +73,7 @@ impl<S: Store + Clone> VllmNcclTransport<S> {
     ///
     /// # Cancel safety
     /// The group can't be used for this again, unless it had not come beyond the barrier.
-    pub async fn meet(
-        group: Arc<StatelessProcessGroup<S>>,
-        device: Arc<dyn Device>,
-        library: Arc<Library>,
-        config: CommunicatorConfig,
-    ) -> Result<Self> {
+    pub async fn meet(group: Arc<StatelessProcessGroup<S>>, config: NcclConfig) -> Result<Self> {
         if group.wire() != WireMode::Vllm {
             return Err(Error::Misuse("vllm's pipe needs a group on vllm's wire".into()));
         }
@@ -82,11 +82,14 @@ impl<S: Store + Clone> VllmNcclTransport<S> {
         }
         let ring = Ring::new(group.rank(), group.world_size())?;
         group.barrier().await?;
-        let communicator = Communicator::new(&group, Arc::clone(&device), Some(library), config).await?;
+        let (device, library) = (Arc::clone(&config.device), Arc::clone(&config.library));
+        let communicator =
+            Communicator::new(&group, Arc::clone(&device), Some(library), config.communicator()).await?;
         let communicator = Arc::new(communicator);
         let direction = || {
             let (group, communicator) = (Arc::clone(&group), Arc::clone(&communicator));
-            Ok::<_, Error>(Shared { group, communicator, stream: Stream::new(&device)?, ring })
+            let (stream, staging) = (Stream::new(&device)?, AsyncMutex::new(Staging::new(&device)?));
+            Ok::<_, Error>(Shared { group, communicator, config: config.clone(), stream, staging, ring })
         };
         Ok(Self { outgoing: VllmNcclOutgoing(direction()?), incoming: VllmNcclIncoming(direction()?) })
     }
@@ -115,9 +118,8 @@ impl<S: Store + Clone> Outgoing for VllmNcclOutgoing<S> {
     }
 
     async fn run(self, items: &Outbox) -> Result<()> {
-        let mut staging = Staging::new(self.0.communicator.device())?;
         while let Some((sequence, item)) = items.next().await? {
-            let mut sending = pin!(self.send(item, items, &mut staging));
+            let mut sending = pin!(self.send(item, items));
             tokio::select! {
                 biased;
                 sent = &mut sending => sent?,
@@ -133,12 +135,12 @@ impl<S: Store + Clone> Outgoing for VllmNcclOutgoing<S> {
 }
 
 impl<S: Store + Clone> VllmNcclOutgoing<S> {
-    async fn send(&self, item: Item, items: &Outbox, staging: &mut Staging) -> Result<()> {
-        let Shared { group, communicator, stream, ring } = &self.0;
+    async fn send(&self, item: Item, items: &Outbox) -> Result<()> {
+        let Shared { group, communicator, stream, staging, ring, .. } = &self.0;
         group.send_obj(&Object::Metadata(Metadata::of(&item)), ring.next()).await?;
         items.progress();
         let Some(tensor) = item else { return Ok(()) };
-        let source = super::on_device(&tensor, communicator.device(), staging).await?;
+        let source = super::on_device(&tensor, communicator.device(), &mut *staging.lock().await).await?;
         if source.is_empty() {
             return Ok(());
         }
@@ -190,15 +192,15 @@ impl<S: Store + Clone> VllmNcclIncoming<S> {
     }
 
     async fn receive_tensor(&self, announced: &TensorMetadata) -> Result<Tensor> {
-        let Shared { communicator, stream, ring, .. } = &self.0;
+        let Shared { communicator, config, stream, staging, ring, .. } = &self.0;
         let bytes = announced.payload_bytes();
-        let mut buffer = DeviceBufferMut::allocated(communicator.device(), bytes).await?;
+        let mut buffer = config.pool.take_beside(bytes, usize::MAX).await?;
         if bytes > 0 {
             let receiving = communicator.begin_recv(buffer, ring.previous(), stream).await?;
             let awaited = || format!("the payload of an item from rank {}", ring.previous());
             buffer = communicator.finish(receiving, awaited).await?;
         }
-        Tensor::on_device(announced.dtype(), *announced.shape(), buffer.freeze())
+        config.hand_out(announced.dtype(), *announced.shape(), buffer, staging).await
     }
 
     fn misbehaved(&self, violation: String) -> Error {
