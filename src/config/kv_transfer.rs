@@ -370,7 +370,7 @@ mod tests {
     fn a_bad_value_is_refused_by_name_and_quoted() {
         let role = "one of \"kv_producer\", \"kv_consumer\" and \"kv_both\"";
         let (size, bytes) = ("a number of instances, from 1", "a number of bytes from 1 to 2^53");
-        let (device, port) = ("one of \"cuda\" and \"cpu\"", "a port from 0 to 65535");
+        let (device, port) = ("one of \"cuda\", \"cuda:N\" and \"cpu\"", "a port from 0 to 65535");
         for (name, values, expected) in [
             ("kv_connector", &["7", "[]", "true", "\"\""][..], "a name"),
             ("kv_role", &["\"kv_nobody\"", "\"producer\"", "1", "\"\""], role),
@@ -380,7 +380,20 @@ mod tests {
             ("kv_port", &["65536", "-1", "80.5", "\"14579\"", "null"], port),
             (
                 "kv_buffer_device",
-                &["\"cuda:1\"", "\"CUDA\"", "\"gpu\"", "\"xpu\"", "\"\"", "0", "null"],
+                &[
+                    "\"cuda:\"",
+                    "\"cuda:-1\"",
+                    "\"cuda:+1\"",
+                    "\"cuda:01\"",
+                    "\"cuda: 1\"",
+                    "\"cuda:99999999999999999999\"",
+                    "\"CUDA\"",
+                    "\"gpu\"",
+                    "\"xpu\"",
+                    "\"\"",
+                    "0",
+                    "null",
+                ],
                 device,
             ),
             ("kv_buffer_size", &["0", "0.5", "-1", "1e300", "9007199254740994", "\"1e9\"", "null"], bytes),
@@ -450,6 +463,19 @@ mod tests {
         assert_eq!(endpoint.device.to_string(), "cuda:3");
         assert_eq!((endpoint.pipe.budget_bytes, endpoint.pipe.window_bytes), (5000, 5000));
         endpoint.ensure_pair().unwrap();
+    }
+
+    #[test]
+    fn cuda_is_the_process_own_gpu_unless_it_has_an_index() {
+        for (name, location) in [
+            ("cuda", Location::Cuda(3)),
+            ("cuda:0", Location::Cuda(0)),
+            ("cuda:12", Location::Cuda(12)),
+            ("cpu", Location::Cpu),
+        ] {
+            let config = read(&format!(r#"{{"kv_rank": 0, "kv_buffer_device": "{name}"}}"#));
+            assert_eq!(config.endpoint(3, 0).unwrap().device, location);
+        }
     }
 
     fn endpoint_refusal(json: &str, port_offset: u16) -> String {

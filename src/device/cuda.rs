@@ -483,3 +483,26 @@ fn text_of(result: CUresult) -> String {
         (None, None) => "unknown error".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_function_that_is_called_is_looked_for_beforehand() {
+        let source = include_str!("cuda.rs").split("mod tests").next().unwrap();
+        let called = source.split("sys::cu").skip(1).map(|call| {
+            let end = call.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+            format!("cu{}", &call[..end.unwrap_or(call.len())])
+        });
+        assert_eq!(called.collect::<BTreeSet<_>>(), SYMBOLS.map(String::from).into());
+    }
+
+    #[test]
+    fn a_version_is_major_and_minor() {
+        assert_eq!(CudaVersion(13_040).to_string(), "13.4");
+        assert_eq!(CudaVersion(11_080).to_string(), "11.8");
+    }
+}

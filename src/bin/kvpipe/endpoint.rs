@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use kvpipe::config::{self, BufferDevice, KvTransferConfig};
+use kvpipe::config::{self, BufferDevice, KvTransferConfig, Location};
 use kvpipe::group::{GroupConfig, WireMode};
 use kvpipe::tensor::BufferPool;
 use kvpipe::transport::Ring;
@@ -141,8 +141,14 @@ fn base_config(args: &TransferArgs) -> KvTransferConfig {
 
 fn endpoint(config: &KvTransferConfig, args: &TransferArgs) -> Result<config::Endpoint, Failure> {
     let endpoint = config.endpoint(0, args.port_offset.unwrap_or(0)).map_err(|error| usage(&error))?;
-    endpoint.device.ensure_available().map_err(|error| usage(&error))?;
-    Ok(endpoint)
+    let instead = "say \"kv_buffer_device\": \"cpu\" in the kv-transfer-config, whose default is \"cuda\"";
+    match endpoint.device {
+        Location::Cpu => Ok(endpoint),
+        device => Err(match device.ensure_available() {
+            Ok(()) => Failure::usage(format!("{device} has no transport on the command line yet: {instead}")),
+            Err(error) => Failure::usage(format!("{error}; {instead}")),
+        }),
+    }
 }
 
 fn usage(error: &Error) -> Failure {
