@@ -38,20 +38,15 @@ pub(crate) const SYMBOLS: [&str; 27] = [
 
 /// A library of that version and without those functions. What is left does nothing, successfully.
 pub(crate) fn library(file: &Path, version: i32, without: &[&str]) -> PathBuf {
-    let version = format!("int ncclGetVersion(int *v) {{ *v = {version}; return 0; }}\n");
-    build(file, &version, without)
+    build(file, &format!("*v = {version}; return 0;"), without)
 }
 
-/// A library whose `ncclGetVersion` fails with that code.
-pub(crate) fn without_a_version(file: &Path, code: i32) -> PathBuf {
-    build(file, &format!("int ncclGetVersion(int *v) {{ return {code}; }}\n"), &[])
-}
-
-fn build(file: &Path, get_version: &str, without: &[&str]) -> PathBuf {
+/// The same, with that for the body of `ncclGetVersion(int *v)`.
+pub(crate) fn build(file: &Path, get_version: &str, without: &[&str]) -> PathBuf {
     let mut source = String::new();
     for symbol in SYMBOLS.into_iter().filter(|symbol| !without.contains(symbol)) {
         match symbol {
-            "ncclGetVersion" => source.push_str(get_version),
+            "ncclGetVersion" => writeln!(source, "int {symbol}(int *v) {{ {get_version} }}").unwrap(),
             "ncclGetErrorString" | "ncclGetLastError" => {
                 writeln!(source, "const char *{symbol}(void) {{ return \"built for a test\"; }}").unwrap();
             }

@@ -91,7 +91,7 @@ fn a_library_that_is_too_old_is_refused_with_its_version_and_all_that_it_lacks()
 #[test]
 fn a_library_that_does_not_tell_its_version_is_refused_with_its_code() {
     let folder = tempdir().unwrap();
-    let file = built::without_a_version(&folder.path().join("mute.so"), 3);
+    let file = built::build(&folder.path().join("mute.so"), "return 3;", &[]);
     let reason = refused(&file);
     assert_eq!(reason, "ncclGetVersion: built for a test (NCCL code 3): built for a test");
 }

@@ -125,6 +125,40 @@ fn the_real_library_makes_no_id_without_an_interface() {
     assert!(error.contains("(NCCL code 5): Bootstrap : no socket interface found"), "{error}");
 }
 
+/// The doctor knows NCCL's rule, and this asks NCCL.
+#[cfg(feature = "cli")]
+#[test]
+fn the_doctor_marks_the_interface_that_the_real_library_takes() {
+    let Some(_library) = real() else { return };
+    for variables in [
+        &[][..],
+        &[("NCCL_SOCKET_IFNAME", "lo")],
+        &[("NCCL_SOCKET_IFNAME", "^eth")],
+        &[("NCCL_SOCKET_IFNAME", "=lo")],
+        &[("NCCL_SOCKET_FAMILY", "AF_INET")],
+        &[("NCCL_SOCKET_FAMILY", "AF_INET6")],
+    ] {
+        let marked = marked_by_the_doctor(variables);
+        match address_with(variables).parse::<IpAddr>() {
+            Ok(address) => assert_eq!(marked.first(), Some(&address.to_string()), "{variables:?}"),
+            Err(_) => assert_eq!(marked, [""; 0], "{variables:?}"),
+        }
+    }
+}
+
+/// The addresses that a doctor with these variables says that NCCL takes.
+#[cfg(feature = "cli")]
+fn marked_by_the_doctor(variables: &[(&str, &str)]) -> Vec<String> {
+    let mut doctor = std::process::Command::new(env!("CARGO_BIN_EXE_kvpipe"));
+    for name in ["NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY", "NCCL_COMM_ID"] {
+        doctor.env_remove(name);
+    }
+    let output = doctor.args(["doctor", "--json"]).envs(variables.iter().copied()).output().unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let all = line["interfaces"].as_array().unwrap().iter().filter(|one| one["nccl"] == true);
+    all.map(|one| one["address"].as_str().unwrap().to_owned()).collect()
+}
+
 /// Asserts that there is no GPU to do it on, in NCCL's words.
 #[track_caller]
 fn assert_no_gpu(result: Result<Progress>) {
