@@ -151,6 +151,7 @@ mod tests {
         let amount = |soft, hard| amount(Limit { soft, hard }, |count| count.to_string());
         assert_eq!(amount(Some(1024), Some(4096)), "1024; up to 4096 if asked for");
         assert_eq!(amount(Some(1024), None), "1024; up to no limit if asked for");
+        assert_eq!(amount(Some(20), Some(20)), "20");
         assert_eq!(amount(None, None), "no limit");
     }
 }
