@@ -31,7 +31,7 @@ fn every_length_comes_back_as_it_went() {
 fn a_copy_takes_four_pieces_of_pinned_memory_and_has_all_of_them_on_their_way() {
     let name = "copies::a_copy_takes_four_pieces_of_pinned_memory_and_has_all_of_them_on_their_way";
     on_gpu(name, "", async |device| {
-        let buffer = on_device(&device, 64 * PIECE, 1).await;
+        let buffer = on_device(&device, 12 * PIECE, 1).await;
         eventually(|| live().pinned == 0).await;
         let stream = Stream::new(&device).unwrap();
         let gate = Gate::on(&stream);
@@ -45,7 +45,7 @@ fn a_copy_takes_four_pieces_of_pinned_memory_and_has_all_of_them_on_their_way() 
         gate.open();
         copying.await.unwrap();
         assert_eq!(live().pinned, 4);
-        assert!(bytes == content(64 * PIECE, 1));
+        assert!(bytes == content(12 * PIECE, 1));
     });
 }
 

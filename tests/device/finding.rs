@@ -97,6 +97,9 @@ fn probing_describes_every_device_and_opens_none() {
             assert!(!device.name.is_empty());
             assert!(device.compute_capability.0 > 0, "{device:?}");
         }
+        Location::Cuda(2).ensure_available().unwrap();
+        let error = Location::Cuda(3).ensure_available().unwrap_err();
+        assert_unavailable(&error, "cuda:3 is not available: no device: ");
         assert_eq!((report.devices.len(), live().contexts), (3, 0));
     });
 }

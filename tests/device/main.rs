@@ -10,5 +10,6 @@ mod finding;
 mod flight;
 mod over_store;
 mod over_tcp;
+mod stand_in;
 mod support;
 mod tensors;

@@ -76,8 +76,9 @@ fn many_large_tensors_take_four_pieces_of_pinned_memory() {
         for _ in 0..10 {
             sender.send(Some(tensor.clone())).await.unwrap();
         }
+        let expected = content(8 << 20, 1);
         for _ in 0..10 {
-            assert!(received(&receiver).await == content(8 << 20, 1));
+            assert!(received(&receiver).await == expected);
             assert!((1..=4).contains(&live().pinned), "{:?}", live());
         }
         sender.close().await.unwrap();
