@@ -28,7 +28,10 @@ pub(super) async fn run(workload: &Workload, rank: Rank) -> Result<()> {
         if use_pipe(workload, &rank, &store, attempt).await? == Outcome::Over {
             break;
         }
-        rank.happened("pipe opened again");
+        if attempt < workload.reopens {
+            rank.begins_anew();
+            rank.happened("pipe opened again");
+        }
     }
     if grouped && workload.parts_together {
         rank.meets("the last barrier", group.barrier()).await?;

@@ -119,7 +119,11 @@ impl SendingEnd {
 
     /// See [`Sender::abort`].
     pub fn abort(&self, reason: &str) {
-        self.rank.shared().lock().oracle.aborts(&self.id);
+        {
+            let mut state = self.rank.shared().lock();
+            state.oracle.aborts(&self.id);
+            state.causes.leaves(self.id.edge());
+        }
         self.note("aborts");
         self.sender.abort(reason);
     }
@@ -135,7 +139,13 @@ impl SendingEnd {
         let (undelivered, stats) = (self.sender.undelivered(), self.sender.stats());
         let in_doubt = undelivered.iter().filter(|item| item.in_doubt).count();
         match &closed {
-            Ok(()) => self.note("closed"),
+            Ok(()) => {
+                self.note("closed");
+                let now = self.rank.now();
+                if self.rank.shared().lock().causes().spare(self.id.edge(), now) {
+                    self.rank.happened("closed out of harm's reach");
+                }
+            }
             Err(error) => {
                 let left = undelivered.len();
                 self.note(format_args!("close failed: {error}; {left} undelivered, {in_doubt} in doubt"));
@@ -185,6 +195,9 @@ impl Drop for SendingEnd {
     fn drop(&mut self) {
         let dropped = {
             let mut state = self.rank.shared().lock();
+            if !state.oracle.has_ended(&self.id, true) {
+                state.causes.leaves(self.id.edge());
+            }
             let at = state.senders.iter().position(|(id, _)| *id == self.id);
             at.map(|at| state.senders.remove(at))
         };
@@ -237,6 +250,7 @@ impl ReceivingEnd {
             let mut state = self.rank.shared().lock();
             // What it leaves behind was received, since the last step perhaps.
             state.look();
+            state.leaves(&self.id);
             state.oracle.receiver_ended(&self.id, ReceiverEnd::Left);
         }
         self.note("leaves");
@@ -281,6 +295,7 @@ impl Drop for ReceivingEnd {
         let dropped = {
             let mut state = self.rank.shared().lock();
             state.look();
+            state.leaves(&self.id);
             let at = state.receivers.iter().position(|(id, _)| *id == self.id);
             at.map(|at| state.receivers.remove(at))
         };
@@ -295,6 +310,13 @@ impl super::State {
         self.oracle.flushed(id, accepted);
     }
 
+    /// A receiver goes, perhaps before its end.
+    fn leaves(&mut self, id: &EndId) {
+        if !self.oracle.has_ended(id, false) {
+            self.causes.leaves(id.edge());
+        }
+    }
+
     fn look_and_end(&mut self, id: &EndId, end: SenderEnd) {
         self.look();
         self.oracle.sender_ended(id, end);
@@ -303,9 +325,10 @@ impl super::State {
 
 fn judge(rank: &Rank, (id, sends): (&EndId, bool), call: &'static str, error: &Error) {
     rank.happened(name_of(error));
+    let now = rank.now();
     let mut state = rank.shared().lock();
-    let met = state.oracle.has_met(id, sends);
-    if !rank.expectations().allow(error, met, rank.now()) {
+    let has_met = state.oracle.has_met(id, sends);
+    if !state.causes().of_edge(id.edge(), has_met, now).explains(error) {
         state.oracle.finds(id, Violation::no_cause(call, error));
     }
 }

@@ -12,7 +12,7 @@ use kvpipe::transport::tcp::TcpConfig;
 use kvpipe::transport::{Incoming, Outgoing, Ring};
 use kvpipe::{Pipe, PipeConfig, Result};
 
-use super::{Expectations, ReceivingEnd, SendingEnd, Shared, name_of, told};
+use super::{ReceivingEnd, SendingEnd, Shared, name_of, told};
 use crate::draws::Draws;
 use crate::net::SimNet;
 use crate::oracle::Violation;
@@ -33,7 +33,6 @@ pub struct Rank {
     net: SimNet,
     store: IpAddr,
     shared: Shared,
-    expectations: Expectations,
     entropy: Entropy,
     draws: Draws,
 }
@@ -45,10 +44,9 @@ impl Rank {
         net: SimNet,
         store: IpAddr,
         shared: Shared,
-        expectations: Expectations,
     ) -> Self {
         let (entropy, draws) = (Entropy::seeded(seed), Draws::new(seed, "unused"));
-        Self { seed, number, world_size, start: 0, net, store, shared, expectations, entropy, draws }
+        Self { seed, number, world_size, start: 0, net, store, shared, entropy, draws }
     }
 
     /// The same rank, when it starts for the so-manieth time.
@@ -216,6 +214,12 @@ impl Rank {
         *self.shared.lock().happened.entry(what.into()).or_default() += 1;
     }
 
+    /// The software opens pipes in the place of earlier ones: from now on the ranks next to this one may be
+    /// told that it has restarted.
+    pub fn begins_anew(&self) {
+        self.shared.lock().causes.begins_anew(self.number);
+    }
+
     /// Waits, and is known to wait: if it never ends, the report says for what.
     pub async fn waits<F: Future>(&self, what: &'static str, call: F) -> F::Output {
         let waiting = {
@@ -251,10 +255,11 @@ impl Rank {
             Err(error) => {
                 self.note(format_args!("gave up: {error}"));
                 self.happened(name_of(error));
-                if !self.expectations.allow(error, false, self.now()) {
+                let now = self.now();
+                let mut state = self.shared.lock();
+                if !state.causes().of_rank(self.number, now).explains(error) {
                     let who = format!("rank {}", self.number);
-                    let violation = Violation::no_cause("the rank's software", error);
-                    self.shared.lock().oracle.finds(who, violation);
+                    state.oracle.finds(who, Violation::no_cause("the rank's software", error));
                 }
             }
         }
@@ -262,10 +267,6 @@ impl Rank {
 
     pub(super) fn shared(&self) -> &Shared {
         &self.shared
-    }
-
-    pub(super) fn expectations(&self) -> Expectations {
-        self.expectations
     }
 
     /// In simulated time.
