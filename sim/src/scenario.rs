@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::draws::Draws;
 use crate::fault::{Choice, FaultPlan, Kind, Place};
-use crate::workload::items::Sizes;
-use crate::workload::{Ending, Pace, Settings, Traffic, Wire, Workload};
+use crate::net::Conditions;
+use crate::workload::items::{LARGE_BYTES, Sizes};
+use crate::workload::{EDGE_MEETS_WITHIN, Ending, Pace, Settings, Traffic, Wire, Workload};
 use crate::world::{Blame, Causes, Expectations, Report, Tolerance, World};
 
 /// A family of worlds, one for each seed.
@@ -280,6 +281,17 @@ impl Setup {
         self.leaves_no_keys = foreseen == Blame { left: leaves, ..Blame::default() };
     }
 
+    /// By how much a limit of a pipe may seem to be exceeded: an item is on its way, or nothing gets through,
+    /// or a broken connection is being resumed.
+    fn slack(&self, seed: u64) -> Duration {
+        let Settings { heartbeat, reconnect, .. } = self.workload.settings;
+        let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
+        let on_its_way = conditions.time_for(self.workload.sizes.bytes_max.max(LARGE_BYTES));
+        let slow = self.faults.faults.iter().filter(|planned| planned.fault.kind() == Kind::Slow);
+        let slow: Duration = slow.map(|planned| planned.fault.lasts()).sum();
+        on_its_way + slow + self.faults.silence() + heartbeat + reconnect + Duration::from_secs(1)
+    }
+
     /// The world of this setup.
     #[must_use]
     pub fn world(&self, seed: u64) -> World {
@@ -292,6 +304,7 @@ impl Setup {
         let world = World::new(seed, self.workload.ranks)
             .faults(self.faults.clone())
             .expects(self.expectations)
+            .limits(EDGE_MEETS_WITHIN, self.slack(seed))
             .leaves_no_keys(self.leaves_no_keys);
         match self.workload.pace {
             // While its inbox is full a receiver does not read, and silence says nothing.

@@ -52,6 +52,21 @@ fn a_rank_that_panics_is_found() {
 }
 
 #[test]
+fn a_task_that_panics_and_that_nobody_waits_for_is_found() {
+    let report = World::new(1, 2).run(|rank| async move {
+        if rank.number() == 1 {
+            drop(tokio::spawn(async { panic!("by design") }));
+        }
+        sleep(SECOND).await;
+        Ok(())
+    });
+    let found = violation(&report);
+    assert!(found.contains("by design") && found.contains("tests/world.rs"), "{found}");
+    // The next world on this thread has nothing to do with it.
+    assert!(World::new(1, 1).run(|_rank| async { Ok(()) }).is_good());
+}
+
+#[test]
 fn an_error_of_the_software_without_a_cause_is_found() {
     let software = |_rank| async move { Err(Error::timeout("a reason", SECOND)) };
     let report = World::new(1, 1).expects(Expectations::Nothing).run(software);
@@ -95,7 +110,7 @@ fn keys_that_are_left_are_found() {
 fn a_barrier_that_is_left_early_is_found() {
     let report = World::new(1, 2).run(|rank| async move {
         sleep(SECOND * u32::from(rank.number() == 1)).await;
-        rank.meets("a meeting", async { Ok(()) }).await
+        rank.meets("a meeting", SECOND, async { Ok(()) }).await
     });
     assert!(violation(&report).contains("1 of 2 ranks were there"), "{report}");
 }

@@ -204,6 +204,12 @@ impl Oracle {
         })
     }
 
+    /// Whether a receiver has got nothing, not even word of a sender that has finished.
+    #[must_use]
+    pub fn expects_anybody(&self, receiver: &EndId) -> bool {
+        self.edges.get(&receiver.edge).is_some_and(|edge| edge.expects_anybody(receiver.number))
+    }
+
     /// Whether a receiver has got items, and expects more.
     #[must_use]
     pub fn expects_more(&self, receiver: &EndId) -> bool {

@@ -7,6 +7,7 @@ use kvpipe::pipe::{Receiver, Sender};
 use kvpipe::{Error, Item, PipeConfig, Result};
 use tokio::time::Instant;
 
+use super::limits::Watched;
 use super::{Rank, name_of};
 use crate::oracle::{EdgeName, EndId, ReceiverEnd, SenderEnd, Violation};
 
@@ -20,6 +21,7 @@ pub struct SendingEnd {
     id: EndId,
     name: String,
     sender: Sender,
+    close_timeout: Duration,
 }
 
 /// The receiving end of a watched pipe. The calls are those of [`Receiver`].
@@ -29,6 +31,7 @@ pub struct ReceivingEnd {
     id: EndId,
     name: String,
     receiver: Receiver,
+    close_timeout: Duration,
 }
 
 impl SendingEnd {
@@ -36,9 +39,9 @@ impl SendingEnd {
         let edge = EdgeName { pipe: name.into(), from: rank.number() };
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_sender(edge, config);
-        state.senders.push((id.clone(), sender.clone()));
+        state.senders.push(Watched::new(id.clone(), sender.clone()));
         drop(state);
-        Self { rank: rank.clone(), id, name: name.into(), sender }
+        Self { rank: rank.clone(), id, name: name.into(), sender, close_timeout: config.close_timeout }
     }
 
     /// See [`Sender::send`].
@@ -135,7 +138,9 @@ impl SendingEnd {
     pub async fn close(&self) -> Result<()> {
         self.rank.shared().lock().oracle.finishes(&self.id);
         self.note("closes");
+        let closing = self.rank.closes(&self.id, self.close_timeout);
         let closed = self.rank.waits("close", self.sender.close()).await;
+        drop(closing);
         let (undelivered, stats) = (self.sender.undelivered(), self.sender.stats());
         let in_doubt = undelivered.iter().filter(|item| item.in_doubt).count();
         match &closed {
@@ -198,7 +203,7 @@ impl Drop for SendingEnd {
             if !state.oracle.has_ended(&self.id, true) {
                 state.causes.leaves(self.id.edge());
             }
-            let at = state.senders.iter().position(|(id, _)| *id == self.id);
+            let at = state.senders.iter().position(|watched| watched.end == self.id);
             at.map(|at| state.senders.remove(at))
         };
         // Not under the lock: it may wake anybody.
@@ -211,9 +216,9 @@ impl ReceivingEnd {
         let from = (rank.number() + rank.world_size() - 1) % rank.world_size();
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_receiver(EdgeName { pipe: name.into(), from }, config);
-        state.receivers.push((id.clone(), receiver.clone()));
+        state.receivers.push(Watched::new(id.clone(), receiver.clone()));
         drop(state);
-        Self { rank: rank.clone(), id, name: name.into(), receiver }
+        Self { rank: rank.clone(), id, name: name.into(), receiver, close_timeout: config.close_timeout }
     }
 
     /// See [`Receiver::recv`].
@@ -254,7 +259,7 @@ impl ReceivingEnd {
             state.oracle.receiver_ended(&self.id, ReceiverEnd::Left);
         }
         self.note("leaves");
-        self.rank.waits("close of a receiver", self.receiver.close()).await;
+        self.rank.waits_within("close of a receiver", self.close_timeout, self.receiver.close()).await;
     }
 
     /// Why the stream failed, if it did. It tells a call's own deadline from one that ended the stream.
@@ -296,7 +301,7 @@ impl Drop for ReceivingEnd {
             let mut state = self.rank.shared().lock();
             state.look();
             state.leaves(&self.id);
-            let at = state.receivers.iter().position(|(id, _)| *id == self.id);
+            let at = state.receivers.iter().position(|watched| watched.end == self.id);
             at.map(|at| state.receivers.remove(at))
         };
         drop(dropped);
@@ -334,18 +339,18 @@ fn judge(rank: &Rank, (id, sends): (&EndId, bool), call: &'static str, error: &E
 }
 
 /// Measures a call on its host's clock, which may jump meanwhile.
-struct Stopwatch<'a> {
+pub(super) struct Stopwatch<'a> {
     rank: &'a Rank,
     began: Instant,
     jumped: Duration,
 }
 
 impl<'a> Stopwatch<'a> {
-    fn start(rank: &'a Rank) -> Self {
+    pub(super) fn start(rank: &'a Rank) -> Self {
         Self { rank, began: Instant::now(), jumped: rank.jumped() }
     }
 
-    fn check(self, call: &'static str, deadline: Duration, timed_out: bool) {
+    pub(super) fn check(self, call: &'static str, deadline: Duration, timed_out: bool) {
         let after = self.began.elapsed();
         let jumped = self.rank.jumped() - self.jumped;
         if timed_out && after < deadline || after > deadline + jumped + TICKS {

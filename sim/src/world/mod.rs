@@ -13,7 +13,7 @@
 //! included); and its runs repeat if it does not depend on the order of a `HashMap` or of an unbiased
 //! `select!`. What a pipe of its own must not do, its own checks have to say ([`Rank::expect`], the error
 //! that it returns); a pipe from [`Rank::open`] is judged by the oracle, call by call. Of the rest, every
-//! world looks for ranks that panic, that wait for ever, and that fail without a cause.
+//! world looks for tasks that panic, on any host, and for ranks that wait for ever, or fail without a cause.
 //!
 //! In another project, kvpipe and kvpipe-sim must come from the same place, or their types differ:
 //!
@@ -74,6 +74,7 @@
 mod causes;
 mod ends;
 mod inject;
+mod limits;
 mod rank;
 mod report;
 mod state;
@@ -83,7 +84,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvpipe::store::Limits;
 use kvpipe::store::tcp::TcpStoreServer;
 use kvpipe::{Error, Result};
 use turmoil::Sim;
@@ -92,13 +92,15 @@ pub(crate) use self::causes::{Blame, Causes};
 pub use self::causes::{Expectations, Tolerance};
 pub use self::ends::{ReceivingEnd, SendingEnd};
 use self::inject::Injector;
-pub use self::rank::{Rank, STORE_PORT};
+use self::limits::Limits;
+pub use self::rank::{MEET_WITHIN, Rank, STORE_PORT};
 pub use self::report::{Outcome, Report};
 use self::state::{Life, Shared, State, name_of, told};
 use crate::draws::Draws;
 use crate::fault::{FaultPlan, Place};
 use crate::net::{Conditions, Network, SimNet};
 use crate::oracle::Violation;
+use crate::panics;
 
 /// A simulated world, not yet running.
 #[derive(Clone, Debug)]
@@ -111,6 +113,7 @@ pub struct World {
     expectations: Expectations,
     leaves_no_keys: bool,
     deaths_known_within: Option<Duration>,
+    limits: Option<Limits>,
 }
 
 /// Simulated time in which everybody must come to an end in a healed world.
@@ -133,6 +136,7 @@ impl World {
             expectations: Expectations::default(),
             leaves_no_keys: false,
             deaths_known_within: None,
+            limits: None,
         }
     }
 
@@ -174,6 +178,15 @@ impl World {
         Self { deaths_known_within: Some(limit), ..self }
     }
 
+    /// Holds the ends that [`Rank::open`] gives to their limits: the two of an edge have met or failed after
+    /// `connect`, and a close ends `close_timeout` after the last item was acknowledged, give or take
+    /// `slack`, which is for what the plan and the network explain. By default they have as long as anything
+    /// may take.
+    #[must_use]
+    pub fn limits(self, connect: Duration, slack: Duration) -> Self {
+        Self { limits: Some(Limits { connect, slack }), ..self }
+    }
+
     /// Runs `software` on every rank, from the beginning again on each that restarts. The same seed,
     /// plan and software give the same report, to the byte.
     #[must_use]
@@ -182,6 +195,7 @@ impl World {
         S: Fn(Rank) -> F + Clone + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
+        let panics = panics::Listener::new();
         let network = Network::new(self.seed, self.conditions.clone());
         let mut sim = network.simulation(Duration::MAX);
         let places = (0..self.ranks).map(Place::Rank).chain([Place::Store]);
@@ -193,10 +207,11 @@ impl World {
             self.add_rank(&mut sim, &network, &shared, rank, software.clone());
         }
         let mut injector = Injector::new(&self.faults, &sim);
-        let simulated = self.drive(&mut sim, &network, &shared, &mut injector);
+        let simulated = self.drive(&mut sim, &network, &shared, &mut injector, &panics);
         let struck = injector.struck(&network);
         drop(sim);
         let mut state = shared.lock();
+        state.hear(panics.take());
         let State { oracle, lives, happened, .. } = &mut *state;
         let (oracle, lives, happened) =
             (std::mem::take(oracle), std::mem::take(lives), std::mem::take(happened));
@@ -214,7 +229,8 @@ impl World {
             async move {
                 shared.keep_clock(Place::Store);
                 let address = SocketAddr::new(ip, STORE_PORT);
-                let server = Arc::new(TcpStoreServer::bind(&net, address, Limits::default()).await?);
+                let server =
+                    Arc::new(TcpStoreServer::bind(&net, address, kvpipe::store::Limits::default()).await?);
                 shared.lock().store = Arc::downgrade(&server);
                 std::future::pending::<()>().await;
                 drop(server);
@@ -263,6 +279,7 @@ impl World {
         network: &Network,
         shared: &Shared,
         injector: &mut Injector,
+        panics: &panics::Listener,
     ) -> Duration {
         let healed = self.faults.healed_at();
         let mut settled_by = None;
@@ -275,8 +292,12 @@ impl World {
             }
             let mut state = shared.lock();
             state.look();
+            state.hear(panics.take());
             if let Some(limit) = self.deaths_known_within {
                 state.look_for_ignorance(now, limit, self.ranks);
+            }
+            if let Some(limits) = self.limits {
+                state.look_for_stalls(now, limits);
             }
             if !state.oracle.is_content() {
                 return now;

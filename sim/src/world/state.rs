@@ -9,9 +9,10 @@ use kvpipe::store::tcp::TcpStoreServer;
 use kvpipe::{Error, Result};
 
 use super::causes::Causes;
+use super::limits::{Closing, Watched};
 use crate::fault::Place;
 use crate::net::Network;
-use crate::oracle::{EndId, Oracle, Violation};
+use crate::oracle::{Oracle, Violation};
 
 /// What the hosts of a world and its checks share.
 #[derive(Clone, Debug)]
@@ -25,8 +26,10 @@ pub(super) struct State {
     network: Network,
     addresses: BTreeMap<Place, IpAddr>,
     /// Pipes that are looked at after every step. They are forgotten when their ends are dropped.
-    pub(super) senders: Vec<(EndId, kvpipe::pipe::Sender)>,
-    pub(super) receivers: Vec<(EndId, kvpipe::pipe::Receiver)>,
+    pub(super) senders: Vec<Watched<kvpipe::pipe::Sender>>,
+    pub(super) receivers: Vec<Watched<kvpipe::pipe::Receiver>>,
+    /// Senders' closes that have not ended, by call.
+    pub(super) closing: BTreeMap<u64, Closing>,
     /// Drivers of pipes that have not ended.
     pub(super) drivers: usize,
     /// Who waits for what.
@@ -107,6 +110,7 @@ impl State {
             addresses,
             senders: Vec::new(),
             receivers: Vec::new(),
+            closing: BTreeMap::new(),
             drivers: 0,
             waiting: BTreeMap::new(),
             calls: 0,
@@ -145,11 +149,19 @@ impl State {
 
     /// At every pipe, for what must never be.
     pub(super) fn look(&mut self) {
-        for (end, receiver) in &self.receivers {
-            self.oracle.sees_receiver(end, (&receiver.stats()).into());
+        for Watched { end, half, .. } in &self.receivers {
+            self.oracle.sees_receiver(end, (&half.stats()).into());
         }
-        for (end, sender) in &self.senders {
-            self.oracle.sees_sender(end, (&sender.stats()).into());
+        for Watched { end, half, .. } in &self.senders {
+            self.oracle.sees_sender(end, (&half.stats()).into());
+        }
+    }
+
+    /// Of tasks that have panicked, on whichever host.
+    pub(super) fn hear(&mut self, panics: Vec<String>) {
+        // Those that a rank waits for it has reported itself.
+        if self.oracle.is_content() {
+            panics.into_iter().for_each(|what| self.oracle.finds("a task", Violation::Panicked { what }));
         }
     }
 
@@ -157,15 +169,15 @@ impl State {
     pub(super) fn look_for_ignorance(&mut self, now: Duration, limit: Duration, world_size: usize) {
         for (&peer, &died) in self.dead.iter().filter(|(_, died)| now > **died + limit) {
             let after = now - died;
-            let receivers = self.receivers.iter().filter(|(end, receiver)| {
-                end.from() == peer && receiver.failure().is_none() && self.oracle.expects_more(end)
+            let receivers = self.receivers.iter().filter(|Watched { end, half, .. }| {
+                end.from() == peer && half.failure().is_none() && self.oracle.expects_more(end)
             });
-            let senders = self.senders.iter().filter(|(end, sender)| {
+            let senders = self.senders.iter().filter(|Watched { end, half, .. }| {
                 let to = (end.from() + 1) % world_size;
-                to == peer && sender.failure().is_none() && self.oracle.has_more(end)
+                to == peer && half.failure().is_none() && self.oracle.has_more(end)
             });
-            let ends: Vec<_> =
-                receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
+            let ends = receivers.map(|watched| &watched.end).chain(senders.map(|watched| &watched.end));
+            let ends: Vec<_> = ends.cloned().collect();
             for end in ends {
                 self.oracle.finds(end, Violation::DeathUnnoticed { peer, after });
             }
