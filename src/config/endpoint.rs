@@ -51,7 +51,6 @@ impl Endpoint {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::KvTransferConfig;
 
     #[test]

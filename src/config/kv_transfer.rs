@@ -500,6 +500,19 @@ mod tests {
         endpoint.ensure_pair().unwrap();
     }
 
+    #[test]
+    fn cuda_is_the_process_own_gpu_unless_it_has_an_index() {
+        for (name, location) in [
+            ("cuda", Location::Cuda(3)),
+            ("cuda:0", Location::Cuda(0)),
+            ("cuda:12", Location::Cuda(12)),
+            ("cpu", Location::Cpu),
+        ] {
+            let config = read(&format!(r#"{{"kv_rank": 0, "kv_buffer_device": "{name}"}}"#));
+            assert_eq!(config.endpoint(3, 0).unwrap().device, location);
+        }
+    }
+
     fn endpoint_refusal(json: &str, port_offset: u16) -> String {
         read(json).endpoint(0, port_offset).unwrap_err().to_string()
     }

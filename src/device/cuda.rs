@@ -118,25 +118,16 @@ static OPEN: Mutex<BTreeMap<usize, Weak<CudaDevice>>> = Mutex::new(BTreeMap::new
 
 impl CudaDevice {
     /// The GPU of this index, among those that the process may see (`CUDA_VISIBLE_DEVICES`). While it is
-    /// open, every call gives the same one.
+    /// open, every call gives the same one. The first takes the driver a part of a second.
     ///
     /// # Errors
     /// [`Error::Unavailable`], whose reason begins with `no driver`, `driver too old` or `no device`;
     /// [`Error::Cuda`] where the driver fails.
     pub fn open(index: usize) -> Result<Arc<dyn Device>> {
-        let location = Location::Cuda(index);
-        driver(&location.to_string())?;
+        Self::look_for(index)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = open.get(&index).and_then(Weak::upgrade) {
             return Ok(device);
-        }
-        let count = device_count()?;
-        if index >= count {
-            let reason = match count {
-                0 => "no device: the driver sees none".into(),
-                count => format!("no device: the driver sees {count}, counted from 0"),
-            };
-            return Err(Error::Unavailable { what: location.to_string(), reason });
         }
         let raw = device_handle(index)?;
         let name = device_name(raw)?;
@@ -146,6 +137,18 @@ impl CudaDevice {
         let device = Arc::new(Self { index, raw, context: Context(context), name });
         open.insert(index, Arc::downgrade(&device));
         Ok(device)
+    }
+
+    /// Refuses an index that [`open`](Self::open) refuses, and opens nothing.
+    pub(super) fn look_for(index: usize) -> Result<()> {
+        let what = Location::Cuda(index).to_string();
+        driver(&what)?;
+        let reason = match device_count()? {
+            0 => "no device: the driver sees none".into(),
+            count if index >= count => format!("no device: the driver sees {count}, counted from 0"),
+            _ => return Ok(()),
+        };
+        Err(Error::Unavailable { what, reason })
     }
 
     /// Looks for the driver and its devices, and opens none.
@@ -481,5 +484,28 @@ fn text_of(result: CUresult) -> String {
         (Some(name), Some(words)) => format!("{name}, {words}"),
         (Some(text), None) | (None, Some(text)) => text,
         (None, None) => "unknown error".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_function_that_is_called_is_looked_for_beforehand() {
+        let source = include_str!("cuda.rs").split("mod tests").next().unwrap();
+        let called = source.split("sys::cu").skip(1).map(|call| {
+            let end = call.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+            format!("cu{}", &call[..end.unwrap_or(call.len())])
+        });
+        assert_eq!(called.collect::<BTreeSet<_>>(), SYMBOLS.map(String::from).into());
+    }
+
+    #[test]
+    fn a_version_is_major_and_minor() {
+        assert_eq!(CudaVersion(13_040).to_string(), "13.4");
+        assert_eq!(CudaVersion(11_080).to_string(), "11.8");
     }
 }

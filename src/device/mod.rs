@@ -53,14 +53,14 @@ pub enum Location {
 }
 
 impl Location {
-    /// Refuses a device that is not on this machine. Host memory always is.
+    /// Refuses a device that is not on this machine, and opens none. Host memory always is there.
     ///
     /// # Errors
     /// As [`CudaDevice::open`].
     pub fn ensure_available(self) -> Result<()> {
         match self {
             Self::Cpu => Ok(()),
-            Self::Cuda(index) => CudaDevice::open(index).map(drop),
+            Self::Cuda(index) => CudaDevice::look_for(index),
         }
     }
 }
