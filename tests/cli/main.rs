@@ -6,6 +6,7 @@ mod bad_input;
 mod bench;
 mod demo;
 mod failures;
+mod nccl;
 mod over_store;
 #[path = "../python/mod.rs"]
 mod python;

@@ -17,6 +17,9 @@ use tokio::time::timeout;
 /// Far beyond what anything takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Variables that this environment may have, and a test sets for itself.
+const WITH_A_MEANING: [&str; 4] = ["KVPIPE_SECRET", "KVPIPE_NCCL_SO_PATH", "VLLM_NCCL_SO_PATH", "LOCAL_RANK"];
+
 /// A running `kvpipe`.
 pub(crate) struct Process {
     child: Child,
@@ -49,7 +52,11 @@ impl Process {
     /// The same, with environment variables.
     pub(crate) fn start_with(line: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvpipe"));
-        command.args(line.split_whitespace()).env_remove("KVPIPE_SECRET").envs(environment.iter().copied());
+        command.args(line.split_whitespace());
+        for name in WITH_A_MEANING {
+            command.env_remove(name);
+        }
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let stdout = Output::new(child.stdout.take().unwrap());

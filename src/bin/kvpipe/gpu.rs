@@ -140,8 +140,8 @@ impl fmt::Display for Placement {
 /// What a GPU needs is not there.
 fn missing(error: kvpipe::Error) -> Failure {
     Failure::from(error).hint(
-        "kvpipe doctor says what this machine has; --device cpu, or \"kv_buffer_device\":\"cpu\", needs \
-         neither GPU nor NCCL",
+        "kvpipe doctor says what this machine has; tcp needs neither GPU nor NCCL (in a \
+         kv-transfer-config: \"kv_buffer_device\":\"cpu\")",
     )
 }
 

@@ -48,7 +48,7 @@ impl<'a> Report<'a> {
         let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
         self.output.text(format_args!("{between}; up to {buffer} on the way; medians of {rounds}"))?;
         if let (Some(placement), Some(library)) = (&self.plan.placement, &self.plan.library) {
-            self.output.text(format_args!("{placement}; {}", Loaded(library)))?;
+            self.output.text(format_args!("{placement}\n{}", Loaded(library)))?;
         }
         self.output.text("")?;
         self.output.text(row(columns, head))

@@ -37,7 +37,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(plan.ranks)));
     output.text(format_args!("each of {} ranks sends {}", plan.ranks, first.describe()))?;
     if let (Some(placement), Some(library)) = (&plan.placement, &library) {
-        output.text(format_args!("{placement}; {}", Loaded(library)))?;
+        output.text(format_args!("{placement}\n{}", Loaded(library)))?;
     }
     drop(first);
     let mut stop = StopSignals::new()?;
