@@ -25,6 +25,7 @@ pub mod draws;
 pub mod fault;
 pub mod net;
 pub mod oracle;
+mod panics;
 pub mod runner;
 pub mod scenario;
 pub mod trace;

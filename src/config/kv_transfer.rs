@@ -1,5 +1,7 @@
 //! vLLM's `--kv-transfer-config`: what its pipes read of it, and what they make of it.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -86,6 +88,52 @@ pub enum BufferDevice {
     Cpu,
 }
 
+impl BufferDevice {
+    /// The memory that is meant, where `local_rank` is the index of the process's GPU on its machine.
+    #[must_use]
+    pub fn location(self, local_rank: usize) -> Location {
+        match self {
+            Self::Cuda => Location::Cuda(local_rank),
+            Self::CudaIndex(index) => Location::Cuda(index),
+            Self::Cpu => Location::Cpu,
+        }
+    }
+}
+
+/// As the configuration has it.
+impl fmt::Display for BufferDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cuda => f.write_str("cuda"),
+            Self::CudaIndex(index) => write!(f, "cuda:{index}"),
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+impl FromStr for BufferDevice {
+    type Err = Error;
+
+    /// As the configuration has it.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] that quotes any other text.
+    fn from_str(text: &str) -> Result<Self> {
+        // As torch reads it: a number, without a sign or zeros before it.
+        let index =
+            text.strip_prefix("cuda:").filter(|index| *index == "0" || !index.starts_with(['0', '+']));
+        match (text, index.and_then(|index| index.parse().ok())) {
+            ("cuda", _) => Ok(Self::Cuda),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(index)) => Ok(Self::CudaIndex(index)),
+            _ => Err(Error::Misuse(format!("{text:?} is not one of {DEVICES}"))),
+        }
+    }
+}
+
+/// What a device may be called.
+const DEVICES: &str = "\"cuda\", \"cuda:N\" and \"cpu\"";
+
 impl Default for KvTransferConfig {
     /// vLLM's own defaults.
     fn default() -> Self {
@@ -132,7 +180,7 @@ impl KvTransferConfig {
             kv_ip: fields.get("kv_ip", "a host", text)?.unwrap_or(default.kv_ip),
             kv_port: fields.get("kv_port", "a port from 0 to 65535", port)?.unwrap_or(default.kv_port),
             kv_buffer_device: fields
-                .get("kv_buffer_device", "one of \"cuda\", \"cuda:N\" and \"cpu\"", device)?
+                .get("kv_buffer_device", &format!("one of {DEVICES}"), device)?
                 .unwrap_or(default.kv_buffer_device),
             kv_buffer_size: fields
                 .get("kv_buffer_size", "a number of bytes from 1 to 2^53", bytes)?
@@ -193,11 +241,7 @@ impl KvTransferConfig {
             store_timeout: self.store_timeout,
             rank,
             world_size,
-            device: match self.kv_buffer_device {
-                BufferDevice::Cuda => Location::Cuda(local_rank),
-                BufferDevice::CudaIndex(index) => Location::Cuda(index),
-                BufferDevice::Cpu => Location::Cpu,
-            },
+            device: self.kv_buffer_device.location(local_rank),
             pipe: PipeConfig::default().with_buffer_bytes(self.kv_buffer_size),
         };
         // Any free port is for rank 0 to choose, and can't be so far from another one.
@@ -280,16 +324,7 @@ fn role(value: &Value) -> Option<KvRole> {
 }
 
 fn device(value: &Value) -> Option<BufferDevice> {
-    match value.as_str()? {
-        "cuda" => Some(BufferDevice::Cuda),
-        "cpu" => Some(BufferDevice::Cpu),
-        name => {
-            let index = name.strip_prefix("cuda:")?;
-            // As torch reads it: a number, without a sign or zeros before it.
-            let is_canonical = index == "0" || !index.starts_with(['0', '+']);
-            index.parse().ok().filter(|_| is_canonical).map(BufferDevice::CudaIndex)
-        }
-    }
+    value.as_str()?.parse().ok()
 }
 
 /// A float in vLLM. Above 2^53 it is no longer exact to the byte, and no machine has that much.

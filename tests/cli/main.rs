@@ -9,6 +9,7 @@ mod built;
 mod demo;
 mod doctor;
 mod failures;
+mod nccl;
 mod over_store;
 #[path = "../python/mod.rs"]
 mod python;

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Variables that kvpipe and NCCL read, and that no test inherits.
-pub(crate) const OF_THE_MACHINE: [&str; 8] = [
+pub(crate) const OF_THE_MACHINE: [&str; 9] = [
     "KVPIPE_SECRET",
     "KVPIPE_NCCL_SO_PATH",
     "VLLM_NCCL_SO_PATH",
@@ -27,6 +27,7 @@ pub(crate) const OF_THE_MACHINE: [&str; 8] = [
     "NCCL_COMM_ID",
     "NCCL_SOCKET_FAMILY",
     "NCCL_SOCKET_IFNAME",
+    "LOCAL_RANK",
 ];
 
 /// A running `kvpipe`.

@@ -22,6 +22,8 @@ mod endpoint;
 #[cfg(not(loom))]
 mod failure;
 #[cfg(not(loom))]
+mod gpu;
+#[cfg(not(loom))]
 mod output;
 #[cfg(not(loom))]
 mod receive;

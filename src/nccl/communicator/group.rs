@@ -52,6 +52,29 @@ impl Group<'_> {
     pub async fn recv(&mut self, dtype: DType, shape: Shape, src: usize) -> Result<()> {
         self.check_peer(src)?;
         let to = DeviceBufferMut::allocated(&self.communicator.device, shape.byte_len(dtype)?).await?;
+        self.recv_into(to, dtype, shape, src)
+    }
+
+    /// As [`recv`](Self::recv), into memory that is there already, such as that of a
+    /// [`DevicePool`](crate::device::DevicePool): to allocate takes longer than to receive.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] if there is no such other rank, or the memory is elsewhere or not as long as the
+    /// tensor.
+    pub fn recv_into(&mut self, to: DeviceBufferMut, dtype: DType, shape: Shape, src: usize) -> Result<()> {
+        self.check_peer(src)?;
+        let (ours, its) = (self.communicator.device.location(), to.device().location());
+        if ours != its {
+            return Err(Error::Misuse(format!(
+                "this communicator works on {ours}, and the memory is on {its}"
+            )));
+        }
+        if to.len() != shape.byte_len(dtype)? {
+            let bytes = to.len();
+            return Err(Error::Misuse(format!(
+                "a tensor {dtype} {shape} can't be received into {bytes} bytes"
+            )));
+        }
         let (data_type, count) = transfer(dtype, to.len());
         if count > 0 {
             self.calls.push(Call::Recv { to: to.address(), count, data_type, peer: number(src) });
