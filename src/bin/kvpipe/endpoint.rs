@@ -266,7 +266,7 @@ pub(crate) struct VllmConfig {
 pub(crate) enum VllmPayloads {
     /// The store, like all else.
     Store(BufferPool),
-    Nccl(NcclConfig),
+    Nccl(Box<NcclConfig>),
 }
 
 impl Way {
@@ -301,20 +301,21 @@ impl Way {
             Path::Vllm => {
                 Self::Vllm(VllmConfig { group: vllm_group(&tcp), payloads: VllmPayloads::Store(tcp.pool) })
             }
-            Path::VllmNccl => {
-                Self::Vllm(VllmConfig { group: vllm_group(&tcp), payloads: VllmPayloads::Nccl(nccl(&tcp)?) })
-            }
+            Path::VllmNccl => Self::Vllm(VllmConfig {
+                group: vllm_group(&tcp),
+                payloads: VllmPayloads::Nccl(Box::new(nccl(&tcp)?)),
+            }),
         })
     }
 
     /// The GPU that was opened for it.
     pub(crate) fn gpu(&self) -> Option<Gpu> {
-        match self {
-            Self::Nccl(config) | Self::Vllm(VllmConfig { payloads: VllmPayloads::Nccl(config), .. }) => {
-                Some(Gpu { device: config.device.clone(), library: config.library.clone() })
-            }
-            _ => None,
-        }
+        let config = match self {
+            Self::Nccl(config) => config,
+            Self::Vllm(VllmConfig { payloads: VllmPayloads::Nccl(config), .. }) => config,
+            _ => return None,
+        };
+        Some(Gpu { device: config.device.clone(), library: config.library.clone() })
     }
 }
 
