@@ -16,9 +16,10 @@ use kvpipe::transport::Ring;
 use kvpipe::transport::nccl::{NcclConfig, NcclTransport, VllmNcclTransport};
 use kvpipe::transport::tcp::TcpConfig;
 use kvpipe::{DType, Error, Pipe, PipeConfig, Shape, Tensor};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::{gpu, runtime};
+use crate::gpu;
 
 /// Tells a child what it is: role, rank, port of the store.
 const CHILD: &str = "KVPIPE_GPU_CHILD";
@@ -94,9 +95,12 @@ fn start(role: &str) -> Option<([Child; 2], TcpStoreServer, tokio::runtime::Runt
 /// Runs a role to its end, and shows what it said.
 fn run(role: &str) {
     let Some((children, _server, _runtime)) = start(role) else { return };
-    for child in children {
-        succeeded(&child.wait_with_output().unwrap());
+    let outputs = children.map(|child| child.wait_with_output().unwrap());
+    // The one that failed first may be the second.
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        println!("{}", String::from_utf8_lossy(&output.stderr));
     }
+    outputs.iter().for_each(succeeded);
 }
 
 fn succeeded(output: &Output) {
@@ -112,7 +116,8 @@ fn a_child() {
     let Ok(told) = std::env::var(CHILD) else { return };
     let told: Vec<&str> = told.split(' ').collect();
     let [role, rank, device, port] = told[..] else { panic!("{told:?}") };
-    runtime().block_on(async {
+    // Its pipes are not to fall silent while a tensor is made up.
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         let work = async {
             let options = ConnectOptions::default();
             let rank = Rank {
@@ -163,7 +168,11 @@ async fn exchange(rank: &Rank) {
         }
     };
     tokio::join!(sending, receiving);
+    // A close refuses what still comes, and a process that ends can't answer.
+    let group = rank.group(WireMode::Native);
+    group.barrier().await.unwrap();
     pipe.close().await.unwrap();
+    group.barrier().await.unwrap();
 }
 
 #[test]
@@ -265,7 +274,10 @@ async fn leak(rank: &Rank) {
     let after = rank.device.memory().unwrap().free;
     // Another process works on the same device; a leak would be of 640 MB.
     assert!(before.saturating_sub(after) < 64 << 20, "{before} bytes were free, and then {after}");
+    let group = rank.group(WireMode::Native);
+    group.barrier().await.unwrap();
     pipe.close().await.unwrap();
+    group.barrier().await.unwrap();
 }
 
 #[test]
@@ -279,7 +291,7 @@ async fn speed(rank: &Rank) {
     let group = rank.group(WireMode::Native);
     let (device, library) = (Arc::clone(&rank.device), Arc::clone(&rank.library));
     let config = CommunicatorConfig::default();
-    let raw = Communicator::new(&group, device, Some(library), config).await.unwrap();
+    let raw = Arc::new(Communicator::new(&group, device, Some(library), config).await.unwrap());
     let stream = Stream::new(&rank.device).unwrap();
     let item = rank.tensor(BYTES, 0).await;
     let pipe = rank.pipe().await;
@@ -289,12 +301,21 @@ async fn speed(rank: &Rank) {
     for round in 0..4 {
         group.barrier().await.unwrap();
         let started = Instant::now();
+        let mut calls = JoinSet::new();
         for _ in 0..ITEMS {
-            match rank.rank {
-                0 => raw.send(&item, 1, &stream).await.unwrap(),
-                _ => drop(raw.recv(DType::UInt8, shape, 0, &stream).await.unwrap()),
+            let (raw, stream, item) = (Arc::clone(&raw), stream.clone(), item.clone());
+            calls.spawn(async move {
+                match raw.rank() {
+                    0 => raw.send(&item, 1, &stream).await.unwrap(),
+                    _ => drop(raw.recv(DType::UInt8, shape, 0, &stream).await.unwrap()),
+                }
+            });
+            // As many at a time as the pipe has.
+            if calls.len() == 16 {
+                calls.join_next().await.unwrap().unwrap();
             }
         }
+        calls.join_all().await;
         let bare = started.elapsed();
         group.barrier().await.unwrap();
         let started = Instant::now();
@@ -335,6 +356,7 @@ async fn speed(rank: &Rank) {
     }
     group.barrier().await.unwrap();
     pipe.close().await.unwrap();
+    group.barrier().await.unwrap();
 }
 
 /// The acceptance is not to break while there is no GPU at hand.
