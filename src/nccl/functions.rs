@@ -36,10 +36,14 @@ unsafe impl Sync for RawComm {}
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Config {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
-    blocking: c_int,
+    /// Of this structure, in bytes.
+    pub size: usize,
+    /// 0xcafebeef, by which NCCL tells it from garbage.
+    pub magic: c_uint,
+    /// Whose fields it has, as [`Version`](super::Version).
+    pub version: c_uint,
+    /// 0 if calls are to return before they are done.
+    pub blocking: c_int,
     /// What 2.14 has as padding, and 2.17 as its next field: with its value for "not set".
     unset: c_int,
 }
@@ -48,12 +52,6 @@ impl Config {
     /// Calls on the communicator return at once, and may be [in progress](ResultCode::IN_PROGRESS).
     pub const NONBLOCKING: Self =
         Self { size: size_of::<Self>(), magic: 0xcafe_beef, version: 21_400, blocking: 0, unset: c_int::MIN };
-
-    /// Whether calls wait until they are done.
-    #[must_use]
-    pub fn is_blocking(&self) -> bool {
-        self.blocking != 0
-    }
 }
 
 /// A function that newer NCCL libraries have and this one lacks.

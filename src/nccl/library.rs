@@ -228,9 +228,10 @@ fn too_old(library: &Opened, missing: &[&str]) -> String {
         unsafe { find::<unsafe extern "C" fn(*mut c_int) -> ResultCode>(library, "ncclGetVersion") };
     let mut version: c_int = 0;
     if let Some(get_version) = get_version {
-        // SAFETY: it writes one integer, if it does not fail.
-        let _code = unsafe { get_version(&mut version) };
-        reason = format!("{reason}; its version is {}", Version(version));
+        // SAFETY: it writes one integer.
+        if unsafe { get_version(&mut version) } == ResultCode::SUCCESS {
+            reason = format!("{reason}; its version is {}", Version(version));
+        }
     }
     reason
 }

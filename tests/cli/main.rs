@@ -4,7 +4,10 @@
 mod alike;
 mod bad_input;
 mod bench;
+#[path = "../nccl/built.rs"]
+mod built;
 mod demo;
+mod doctor;
 mod failures;
 mod nccl;
 mod over_store;

@@ -17,8 +17,18 @@ use tokio::time::timeout;
 /// Far beyond what anything takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Variables that this environment may have, and a test sets for itself.
-const WITH_A_MEANING: [&str; 4] = ["KVPIPE_SECRET", "KVPIPE_NCCL_SO_PATH", "VLLM_NCCL_SO_PATH", "LOCAL_RANK"];
+/// Variables that kvpipe and NCCL read, and that no test inherits.
+pub(crate) const OF_THE_MACHINE: [&str; 9] = [
+    "KVPIPE_SECRET",
+    "KVPIPE_NCCL_SO_PATH",
+    "VLLM_NCCL_SO_PATH",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "NCCL_COMM_ID",
+    "NCCL_SOCKET_FAMILY",
+    "NCCL_SOCKET_IFNAME",
+    "LOCAL_RANK",
+];
 
 /// A running `kvpipe`.
 pub(crate) struct Process {
@@ -53,7 +63,7 @@ impl Process {
     pub(crate) fn start_with(line: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvpipe"));
         command.args(line.split_whitespace());
-        for name in WITH_A_MEANING {
+        for name in OF_THE_MACHINE {
             command.env_remove(name);
         }
         command.envs(environment.iter().copied());

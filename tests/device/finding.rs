@@ -76,6 +76,20 @@ fn a_driver_that_is_too_old_says_which_is_needed() {
 }
 
 #[test]
+fn a_driver_that_lacks_a_function_is_too_old_and_says_which() {
+    let folder = tempfile::tempdir().unwrap();
+    let (fake, driver) = (kvpipe_fake_cuda::library().unwrap(), folder.path().join("libcuda.so"));
+    kvpipe_fake_nccl::without_symbols(&fake, &["cuMemHostAlloc"], &driver).unwrap();
+    let name = "finding::a_driver_that_lacks_a_function_is_too_old_and_says_which";
+    in_child(name, folder.path(), "", || {
+        for _ in 0..2 {
+            let error = CudaDevice::open(0).unwrap_err();
+            assert_unavailable(&error, "cuda:0 is not available: driver too old: it has no cuMemHostAlloc; ");
+        }
+    });
+}
+
+#[test]
 fn a_driver_that_fails_gives_its_code_and_its_words() {
     let name = "finding::a_driver_that_fails_gives_its_code_and_its_words";
     refused(name, "init=999", 0, |error| {

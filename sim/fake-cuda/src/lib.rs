@@ -101,11 +101,14 @@ pub fn library() -> io::Result<PathBuf> {
     kvpipe_fake_common::library("libkvpipe_fake_cuda.so")
 }
 
-/// A folder with the dynamic library as `libcuda.so.1`, for a child's LD_LIBRARY_PATH.
+/// A folder with the dynamic library as `libcuda.so.1`, for a child's LD_LIBRARY_PATH. Also as
+/// `libcuda.so`, which cudarc tries first, and which a machine with a GPU may have elsewhere.
 ///
 /// # Errors
 ///
-/// If the library is not there, or the link can't be made.
+/// If the library is not there, or the links can't be made.
 pub fn library_folder() -> io::Result<PathBuf> {
-    kvpipe_fake_common::folder_with_link(&library()?, "libcuda.so.1")
+    let library = library()?;
+    kvpipe_fake_common::folder_with_link(&library, "libcuda.so")?;
+    kvpipe_fake_common::folder_with_link(&library, "libcuda.so.1")
 }

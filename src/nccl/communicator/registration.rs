@@ -1,14 +1,15 @@
 //! Memory that NCCL knows beforehand.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use super::worker::Command;
 use super::{Communicator, Members};
-use crate::device::DeviceBuffer;
+use crate::device::{DeviceBuffer, DeviceBufferMut};
 use crate::error::{Error, Result};
-use crate::nccl::Progress;
 use crate::nccl::calls::Slot;
+use crate::nccl::{Library, Progress};
 
 /// Memory that is registered with a communicator until this is dropped.
 pub struct Registration {
@@ -52,6 +53,30 @@ impl Communicator {
         self.register(buffer, Kind::Buffer).await
     }
 
+    /// Memory of NCCL's own allocator, which windows need (NCCL 2.19). A communicator
+    /// that is dropped lives on until it is freed.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] from an older NCCL; [`Error::Nccl`] if there is no memory, which is not the end of the communicator.
+    ///
+    /// # Cancel safety
+    /// The memory is freed again.
+    pub async fn allocate(&self, bytes: usize) -> Result<DeviceBufferMut> {
+        let Some(Members { commands, .. }) = &self.members else {
+            return DeviceBufferMut::allocated(&self.device, bytes).await;
+        };
+        let (device, commands) = (Arc::clone(&self.device), commands.clone());
+        let allocating = move |worker: &super::Worker| {
+            let library = Arc::clone(&worker.shared().library);
+            // SAFETY: the thread's device is current.
+            let address = unsafe { library.mem_alloc(bytes)? };
+            let owner = Allocation { address, library, commands };
+            // SAFETY: it is ours alone, and so long, until the owner frees it.
+            Ok(unsafe { DeviceBufferMut::from_raw(&device, address, bytes, owner) })
+        };
+        self.command(allocating, self.config.operation_timeout, || "NCCL to allocate memory".into()).await
+    }
+
     async fn register(&self, buffer: &DeviceBuffer, kind: Kind) -> Result<Registration> {
         let (ours, its) = (self.device.location(), buffer.device().location());
         if ours != its {
@@ -88,6 +113,27 @@ impl Communicator {
             return Err(Error::Bug("a world of one registered memory".into()));
         };
         Ok(Registration { handle, buffer: buffer.clone(), commands: commands.clone() })
+    }
+}
+
+/// Memory of NCCL's allocator.
+struct Allocation {
+    address: u64,
+    library: Arc<Library>,
+    commands: Sender<Command>,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let (address, library) = (self.address, Arc::clone(&self.library));
+        let free = move || {
+            // SAFETY: `mem_alloc` gave it, and nothing else frees it.
+            if let Err(error) = unsafe { library.mem_free(address) } {
+                tracing::warn!(%error, "memory of NCCL was not freed");
+            }
+        };
+        // On the thread that has the device. It lives as long as we have a way to it.
+        let _ = self.commands.send(Box::new(move |_worker| free()));
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Intake<'a, R, W> {
     speaking: Interval,
     /// Whether something was written since we last looked whether to speak.
     spoken: bool,
+    /// A frame that waits for its turn.
+    next: Option<NcclFrame>,
     /// What we are preparing for: one thing at a time, in the order of the frames.
     preparing: Option<Preparing<'a>>,
     lane: Option<Arc<Lane>>,
@@ -95,6 +97,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             silence: Silence::default(),
             speaking: speaking(agreed.peer_heartbeat),
             spoken: false,
+            next: None,
             preparing: None,
             lane: None,
             expected: VecDeque::new(),
@@ -132,13 +135,31 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             if self.deliver().await? {
                 return self.drain().await;
             }
+            self.look_ahead()?;
             while self.preparing.is_none() && self.arriving() < ARRIVING_MAX {
-                let frame = self.reader.take().map_err(|broken| self.misbehaved(broken))?;
-                let Some(frame) = frame else { break };
+                let Some(frame) = self.next.take() else { break };
                 self.prepare(frame)?;
+                self.look_ahead()?;
             }
             self.step().await?;
         }
+    }
+
+    /// Takes the next frame that has to wait for its turn. An abort does not: what is on its way will not
+    /// arrive any more.
+    fn look_ahead(&mut self) -> Result<()> {
+        while self.next.is_none() {
+            match self.reader.take().map_err(|broken| self.misbehaved(broken))? {
+                Some(NcclFrame::Edge(Frame::Alive)) => {}
+                Some(NcclFrame::Edge(Frame::Abort { reason })) => {
+                    let reason = reason.as_str().to_owned();
+                    return Err(Error::PeerAborted { link: self.link.clone(), reason });
+                }
+                None => break,
+                frame => self.next = frame,
+            }
+        }
+        Ok(())
     }
 
     /// Waits until anything happens.
@@ -161,7 +182,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             arrived = first(&mut self.expected), if awaits_payload => arrived,
             prepared = prepared(&mut self.preparing) => {
                 self.preparing = None;
-                self.take_prepared(prepared?).await
+                self.take_prepared(prepared.map_err(|error| self.too_large(error))?).await
             }
             () = &mut self.overdue, if awaits_payload => {
                 let awaited = format!("the payload of item {} from rank {}", self.edge.session.lock().received(), self.link.peer_rank);
@@ -188,11 +209,6 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             NcclFrame::Edge(frame) => frame,
         };
         match frame {
-            Frame::Alive => Ok(()),
-            Frame::Abort { reason } => {
-                let reason = reason.as_str().to_owned();
-                Err(Error::PeerAborted { link: self.link.clone(), reason })
-            }
             Frame::Item { sequence, .. } | Frame::Close { items: sequence } if sequence != self.due => {
                 violation(format!("announced item {sequence} or closed there, where {} was due", self.due))
             }
@@ -213,6 +229,9 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
                 Ok(())
             }
             Frame::Goodbye => violation("said goodbye before we had finished".into()),
+            Frame::Alive | Frame::Abort { .. } => {
+                Err(Error::Bug("a frame that needs no turn got one".into()))
+            }
         }
     }
 
@@ -384,6 +403,14 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             tracing::debug!(link = %self.link, "the peer did not close the connection in time");
             Ok(())
         })
+    }
+
+    /// An item over the limit is the peer's fault.
+    fn too_large(&self, error: Error) -> Error {
+        match error {
+            Error::TooLarge { .. } => self.misbehaved(Violation(format!("item {}: {error}", self.due - 1))),
+            error => error,
+        }
     }
 
     fn gone(&self, how: &str) -> Error {

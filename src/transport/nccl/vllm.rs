@@ -8,9 +8,11 @@
 //! # What this wire can't do
 //!
 //! What the [store's](crate::transport::store) can't do either: nothing comes back. An item is settled once
-//! the stream has sent it, a None once the store has it. Both directions share a communicator, so a payload
-//! that the peer does not receive keeps the other direction waiting, too; a deadline,
-//! [`transfer_timeout`](NcclConfig::transfer_timeout), ends that.
+//! the stream has sent it, a None once the store has it. Both directions share a communicator, and NCCL does
+//! one thing at a time on it: a payload that the peer does not receive keeps the other direction waiting,
+//! and two ends that send payloads to each other at once wait for each other, as vLLM's do. A deadline,
+//! [`transfer_timeout`](NcclConfig::transfer_timeout), ends that. So let them take turns, as vLLM's
+//! requests and answers do, or use kvpipe's own wire.
 //!
 //! # Better than the original
 //!

@@ -331,3 +331,40 @@ fn verify(computed: u32, trailer: [u8; TRAILER_BYTES]) -> Result<(), Violation> 
         false => Err(Violation(format!("checksum {computed:08x} of what arrived, {sent:08x} was sent"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_frames_are_written_together() {
+        let mut writer = FrameWriter::new(Vec::new(), false);
+        let mut all = Vec::new();
+        for upto in 0..100 {
+            let reply = Reply::Acknowledge { upto };
+            reply.encode_into(&mut all);
+            writer.write_bare(&reply).await.unwrap();
+        }
+        assert!(writer.stream.is_empty() && writer.is_staged());
+        writer.flush().await.unwrap();
+        assert!(writer.stream == all && !writer.is_staged());
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_never_outgrows_its_buffer() {
+        let mut writer = FrameWriter::new(Vec::new(), false);
+        let allocated = writer.staged.capacity();
+        for upto in 0..BUFFER_BYTES as u64 {
+            writer.write_bare(&Reply::Acknowledge { upto }).await.unwrap();
+        }
+        assert!(writer.stream.len() > BUFFER_BYTES);
+        assert_eq!(writer.staged.capacity(), allocated);
+    }
+
+    #[tokio::test]
+    async fn discarding_leaves_nothing_unread_which_would_reset_the_connection() {
+        let mut reader = FrameReader::new(&[7; 3 * BUFFER_BYTES][..], false);
+        reader.discard().await.unwrap();
+        assert!(reader.stream.is_empty());
+    }
+}

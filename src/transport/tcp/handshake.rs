@@ -59,7 +59,7 @@ pub(in crate::transport) struct Agreed<S: Stream> {
     /// The silence after which the peer takes us for dead.
     pub(in crate::transport) peer_heartbeat: Duration,
     pub(in crate::transport) peer_session: SessionId,
-    /// How many items the receiving end held when it accepted.
+    /// How many items the listener held when it accepted. For the connector: the listener's session knows.
     pub(in crate::transport) received: u64,
 }
 
@@ -273,7 +273,7 @@ impl<S: Stream> Candidate<S> {
     /// Tells it how many items we hold. From then on frames may come.
     pub(in crate::transport) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
         send_verdict(&mut self.agreed.writer, &Verdict::Accepted { received }).await?;
-        Ok(Agreed { received, ..self.agreed })
+        Ok(self.agreed)
     }
 
     /// Tells it why not.

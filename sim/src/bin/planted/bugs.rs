@@ -353,4 +353,26 @@ pub(crate) const BUGS: &[Bug] = &[
         )],
         finder: Finder::Seeds,
     },
+    Bug {
+        name: "one-fate",
+        what: "a rank that loses the one it receives from gives up the one it sends to, as well",
+        edits: &[
+            (
+                "src/pipe/sender.rs",
+                "impl Sender {\n",
+                "impl Sender {\n    pub(super) fn queue(&self) -> Arc<ByteQueue<Item>> {\n        Arc::clone(&self.side.queue)\n    }\n\n",
+            ),
+            (
+                "src/pipe/receiver.rs",
+                "impl Receiver {\n",
+                "impl Receiver {\n    pub(super) fn queue(&self) -> Arc<ByteQueue<Item>> {\n        Arc::clone(&self.side.queue)\n    }\n\n",
+            ),
+            (
+                "src/pipe/mod.rs",
+                "        let pipe = Self { sender: Some(sender), receiver: Some(receiver) };\n",
+                "        let (out, inbox) = (sender.queue(), receiver.queue());\n        let receive_driver: driver::Direction = Box::pin(async move {\n            receive_driver.await;\n            if let Some(error @ Error::PeerGone { .. }) = inbox.failure() {\n                out.fail(error);\n            }\n        });\n        let pipe = Self { sender: Some(sender), receiver: Some(receiver) };\n",
+            ),
+        ],
+        finder: Finder::Seeds,
+    },
 ];

@@ -42,6 +42,7 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(hide = true)]
     BenchPeer(BenchPeerArgs),
+    Doctor(DoctorArgs),
     Store(StoreArgs),
     Send(SendArgs),
     Recv(RecvArgs),
@@ -364,6 +365,41 @@ impl BenchRole {
         }
     }
 }
+
+/// Say what this machine has and lacks, what that costs, and how to get it
+///
+/// Looks for NCCL, the CUDA driver and its devices, at the memory, the network's interfaces and the
+/// system's limits, and runs the default job: two processes that exchange tensors over tcp, on the cpu.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub(crate) struct DoctorArgs {
+    /// Print one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const DOCTOR_EXAMPLES: &str = "\
+Exit codes:
+  0  the default job runs, whatever else is missing
+  1  it does not
+
+What is looked for:
+  NCCL: the library that KVPIPE_NCCL_SO_PATH or VLLM_NCCL_SO_PATH names; else
+  libnccl.so.2, libnccl.so and librccl.so.1 where the system has its
+  libraries, then the one of an active Python environment (VIRTUAL_ENV,
+  CONDA_PREFIX). NCCL takes interfaces by NCCL_SOCKET_IFNAME, or by a rule of
+  its own. Limits are those of a process that is started from here.
+
+With --json, null for what is not there or not told:
+  default_job  command, ok
+  nccl         version, version_code, path, missing: [symbol, needs_version]
+  cuda         version, devices: [device, name, compute_capability,
+               total_bytes, free_bytes]
+  memory       total_bytes, available_bytes
+  interfaces   [name, address, running, nccl]
+  limits       file_descriptors, locked_bytes: soft, hard; null for no limit
+  problems     [subject, state, what, costs, remedy]
+  kvpipe       its version";
 
 /// Run a store through which ranks find each other
 ///
