@@ -198,11 +198,11 @@ impl FaultPlan {
         self.faults.iter().map(|planned| planned.at + planned.fault.lasts()).max().unwrap_or_default()
     }
 
-    /// How long hosts may be out of each other's hearing through such faults, at most and all together:
-    /// links that are down, held or slow.
+    /// How long hosts may be out of each other's hearing, at most and all together: links that are down,
+    /// held or slow.
     #[must_use]
-    pub fn silence(&self, of: impl Fn(&Fault) -> bool) -> Duration {
-        self.faults.iter().map(|planned| &planned.fault).filter(|fault| of(fault)).map(Fault::silence).sum()
+    pub fn silence(&self) -> Duration {
+        self.faults.iter().map(|planned| planned.fault.silence()).sum()
     }
 
     /// Whether there is a fault of which this holds.
@@ -319,12 +319,16 @@ impl Fault {
         }
     }
 
-    /// Whether it is about links of this host, and no others.
+    /// Whether it is about the link of these two hosts, whichever way.
     #[must_use]
-    pub fn is_of(&self, place: Place) -> bool {
+    pub fn is_on(&self, [one, other]: [Place; 2]) -> bool {
+        let is_it = |link: &[Place; 2]| *link == [one, other] || *link == [other, one];
         match self {
-            Self::Partition(_, links, _) => links.iter().all(|link| link.contains(&place)),
-            fault => fault.places().contains(&place),
+            Self::Partition(_, links, _) => links.iter().any(is_it),
+            Self::Reset(link) | Self::ResetAfter(link, _) | Self::Hold(link, _) | Self::Slow(link, ..) => {
+                is_it(link)
+            }
+            Self::Kill(..) | Self::PowerLoss(..) | Self::ClockJump(..) => false,
         }
     }
 
@@ -348,7 +352,9 @@ impl Fault {
         }
     }
 
-    fn silence(&self) -> Duration {
+    /// How long the hosts of a link may be out of each other's hearing through it, at most.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
         match self {
             // What is lost is sent again after pauses that double, the last of them beyond its end.
             Self::Partition(.., lasts) => *lasts * 2 + Duration::from_millis(400),

@@ -5,10 +5,11 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::draws::Draws;
-use crate::fault::{Choice, Fault, FaultPlan, Kind, Place};
-use crate::workload::items::Sizes;
-use crate::workload::{Ending, Pace, Settings, Traffic, Wire, Workload};
-use crate::world::{Expectations, Report, World};
+use crate::fault::{Choice, FaultPlan, Kind, Place};
+use crate::net::Conditions;
+use crate::workload::items::{LARGE_BYTES, Sizes};
+use crate::workload::{EDGE_MEETS_WITHIN, Ending, Pace, Settings, Traffic, Wire, Workload};
+use crate::world::{Blame, Causes, Expectations, Report, Tolerance, World};
 
 /// A family of worlds, one for each seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,6 +65,8 @@ pub struct Setup {
     pub faults: FaultPlan,
     /// Which errors that can cause.
     pub expectations: Expectations,
+    /// Whether nothing can keep the ranks from leaving an empty store.
+    pub leaves_no_keys: bool,
 }
 
 impl Scenario {
@@ -144,7 +147,8 @@ impl Scenario {
             Some(choice) => FaultPlan::drawn(&draws.fork("faults"), &choice),
             None => FaultPlan::default(),
         };
-        let mut setup = Setup { workload, faults, expectations: Expectations::SUCCESS };
+        let mut setup =
+            Setup { workload, faults, expectations: Expectations::Nothing, leaves_no_keys: false };
         setup.expect();
         setup
     }
@@ -260,37 +264,32 @@ impl Scenario {
 impl Setup {
     /// Which errors the faults and the ranks' manners can cause.
     fn expect(&mut self) {
-        let Self { workload, faults, expectations } = self;
-        let Settings { wire, reconnect, .. } = workload.settings;
-        let resets = faults.any(|fault| matches!(fault, Fault::Reset(_) | Fault::ResetAfter(..)));
-        let of_store = |fault: &Fault| fault.dies() == Some(Place::Store);
-        let of_rank = |fault: &Fault| matches!(fault.dies(), Some(Place::Rank(_)));
-        expectations.left = workload.endings.iter().any(|ending| *ending != Ending::Orderly);
-        expectations.restarted =
-            workload.reopens > 0 || faults.any(|fault| of_rank(fault) && !fault.is_for_good());
-        // A request to the store whose connection is reset may have been carried out or not: only a pipe
-        // over the store can find out, a group and a rank that looks for its peer give up.
-        let store_resets = faults.any(|fault| {
-            matches!(fault, Fault::Reset(pair) | Fault::ResetAfter(pair, _) if pair.contains(&Place::Store))
-        });
-        let bearable = workload.settings.bearable();
-        let (links, all) = (faults.silence(|fault| !fault.is_of(Place::Store)), faults.silence(|_| true));
-        let jumps = faults.any(|fault| matches!(fault, Fault::ClockJump(..)));
-        expectations.met_severed = faults.any(of_rank)
-            || resets && reconnect.is_zero()
-            || links > bearable
-            // An abort is said once: whoever aborts does not connect again to say it.
-            || expectations.left && resets
-            // While a connection is broken a clock that jumps is that of a rank which waits in vain.
-            || resets && jumps
-            || wire == Wire::Store && (faults.any(of_store) || all > bearable || reconnect.is_zero() || jumps);
-        expectations.severed = expectations.met_severed
-            || faults.any(of_store)
-            || all > bearable
-            || store_resets && (workload.group || wire == Wire::Tcp);
-        expectations.late = jumps;
-        expectations.not_before = faults.faults.first().map_or(Duration::ZERO, |first| first.at);
-        workload.parts_together = expectations.is_success();
+        let Self { workload, faults, .. } = self;
+        let Workload { ranks, settings, group, .. } = workload;
+        let tolerance = Tolerance {
+            over_store: settings.wire == Wire::Store,
+            silence: settings.bearable(),
+            resumes: !settings.reconnect.is_zero(),
+            group: *group,
+        };
+        self.expectations = Expectations::Beyond(tolerance);
+        let leaves = workload.endings.iter().any(|ending| *ending != Ending::Orderly);
+        let reopens = workload.reopens > 0;
+        let foreseen = Causes::new(self.expectations, *ranks).foresee(&faults.faults, [reopens, leaves]);
+        workload.parts_together = foreseen == Blame::default();
+        // Whoever leaves early leaves no keys either.
+        self.leaves_no_keys = foreseen == Blame { left: leaves, ..Blame::default() };
+    }
+
+    /// By how much a limit of a pipe may seem to be exceeded: an item is on its way, or nothing gets through,
+    /// or a broken connection is being resumed.
+    fn slack(&self, seed: u64) -> Duration {
+        let Settings { heartbeat, reconnect, .. } = self.workload.settings;
+        let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
+        let on_its_way = conditions.time_for(self.workload.sizes.bytes_max.max(LARGE_BYTES));
+        let slow = self.faults.faults.iter().filter(|planned| planned.fault.kind() == Kind::Slow);
+        let slow: Duration = slow.map(|planned| planned.fault.lasts()).sum();
+        on_its_way + slow + self.faults.silence() + heartbeat + reconnect + Duration::from_secs(1)
     }
 
     /// The world of this setup.
@@ -301,14 +300,12 @@ impl Setup {
         let attempts = if wire == Wire::Store { heartbeat * 2 } else { heartbeat };
         // A connection that is broken just then is waited for. What was under way when its sender died
         // still comes, after a hold or by a slow link.
-        let deaths_known_within =
-            attempts + reconnect + self.faults.silence(|_| true) + Duration::from_secs(1);
+        let deaths_known_within = attempts + reconnect + self.faults.silence() + Duration::from_secs(1);
         let world = World::new(seed, self.workload.ranks)
             .faults(self.faults.clone())
             .expects(self.expectations)
-            .leaves_no_keys(
-                !self.expectations.severed && !self.expectations.restarted && !self.expectations.late,
-            );
+            .limits(EDGE_MEETS_WITHIN, self.slack(seed))
+            .leaves_no_keys(self.leaves_no_keys);
         match self.workload.pace {
             // While its inbox is full a receiver does not read, and silence says nothing.
             Pace::SlowReceiver => world,
@@ -370,7 +367,7 @@ impl fmt::Display for Case {
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { workload, faults, expectations } = self;
+        let Self { workload, faults, expectations, .. } = self;
         write!(f, "{workload}  {expectations}\n{faults}")
     }
 }

@@ -1,5 +1,6 @@
 //! The same seed gives the same history, byte for byte: within a process, and in another one.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use kvpipe_sim::scenario::{Case, Scenario};
@@ -60,6 +61,29 @@ fn a_batch_counts_what_it_met_and_tells_how_many_seeds_there_were() {
     assert!(batch.status.success(), "{printed}");
     assert!(printed.contains("30 seeds, ") && printed.contains("no promise was broken"), "{printed}");
     assert!(printed.contains("struck"), "{printed}");
+}
+
+#[test]
+fn an_interrupted_batch_tells_what_it_has_found_so_far() {
+    let mut batch = Command::new(env!("CARGO_BIN_EXE_kvpipe-sim"))
+        .args(["--seeds", "1000000"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once it tells how far it is, it listens.
+    let mut progress = BufReader::new(batch.stderr.take().unwrap());
+    let mut line = String::new();
+    progress.read_line(&mut line).unwrap();
+    assert!(line.contains(" of 1000000 seeds"), "{line}");
+    let interrupt = ["-INT", &batch.id().to_string()];
+    assert!(Command::new("kill").args(interrupt).status().unwrap().success());
+    let output = batch.wait_with_output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{printed}");
+    for expected in ["streams, ", " of 1000000 seeds, ", "it was interrupted", "no promise was broken"] {
+        assert!(printed.contains(expected), "{expected}: {printed}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvpipe::store::Store;
 use kvpipe::{Error, Result};
 use kvpipe_sim::fault::{Fault, FaultPlan, Kind, Place, Planned};
-use kvpipe_sim::world::{Expectations, Outcome, Rank, Report, World};
+use kvpipe_sim::world::{Expectations, Outcome, Rank, Report, Tolerance, World};
 use tokio::time::{Instant, sleep};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,13 +52,48 @@ fn a_rank_that_panics_is_found() {
 }
 
 #[test]
+fn a_task_that_panics_and_that_nobody_waits_for_is_found() {
+    let report = World::new(1, 2).run(|rank| async move {
+        if rank.number() == 1 {
+            drop(tokio::spawn(async { panic!("by design") }));
+        }
+        sleep(SECOND).await;
+        Ok(())
+    });
+    let found = violation(&report);
+    assert!(found.contains("by design") && found.contains("tests/world.rs"), "{found}");
+    // The next world on this thread has nothing to do with it.
+    assert!(World::new(1, 1).run(|_rank| async { Ok(()) }).is_good());
+}
+
+#[test]
 fn an_error_of_the_software_without_a_cause_is_found() {
     let software = |_rank| async move { Err(Error::timeout("a reason", SECOND)) };
-    let report = World::new(1, 1).expects(Expectations::SUCCESS).run(software);
+    let report = World::new(1, 1).expects(Expectations::Nothing).run(software);
     assert!(violation(&report).contains("without cause"), "{report}");
     let report = World::new(1, 1).run(software);
     assert!(report.is_good(), "anything may fail where nothing else is said: {report}");
     assert!(!report.all_succeeded());
+}
+
+#[test]
+fn an_error_that_comes_where_no_fault_can_reach_or_before_one_has_begun_is_found() {
+    let tolerance =
+        Tolerance { over_store: false, silence: Duration::from_millis(500), resumes: true, group: false };
+    // Rank 1 is cut off from the store for a second.
+    let faults = || plan([(SECOND, Fault::Hold([Place::Rank(1), Place::Store], SECOND))]);
+    let run = |who: usize, when: Duration| {
+        World::new(1, 3).faults(faults()).expects(Expectations::Beyond(tolerance)).run(
+            move |rank| async move {
+                sleep(when).await;
+                if rank.number() == who { Err(Error::timeout("a reason", SECOND)) } else { Ok(()) }
+            },
+        )
+    };
+    assert!(run(1, SECOND * 3).is_good());
+    for (who, when) in [(2, SECOND * 3), (1, SECOND / 2)] {
+        assert!(violation(&run(who, when)).contains("without cause"));
+    }
 }
 
 #[test]
@@ -75,7 +110,7 @@ fn keys_that_are_left_are_found() {
 fn a_barrier_that_is_left_early_is_found() {
     let report = World::new(1, 2).run(|rank| async move {
         sleep(SECOND * u32::from(rank.number() == 1)).await;
-        rank.meets("a meeting", async { Ok(()) }).await
+        rank.meets("a meeting", SECOND, async { Ok(()) }).await
     });
     assert!(violation(&report).contains("1 of 2 ranks were there"), "{report}");
 }

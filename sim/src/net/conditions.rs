@@ -29,6 +29,16 @@ impl Conditions {
         Self { window_bytes, part_bytes_max, latency, latency_tail: draws.one_in(4) }
     }
 
+    /// How long so many bytes take, of whom nobody is in a hurry: in as many round trips as there are
+    /// windows, each of them slow.
+    #[must_use]
+    pub fn time_for(&self, bytes: usize) -> Duration {
+        let round_trips = u32::try_from(bytes.div_ceil(self.window_bytes)).unwrap_or(u32::MAX);
+        let [_, most] = self.latency;
+        let slow = if self.latency_tail { most * 2 } else { most };
+        slow * 2 * (round_trips + 1)
+    }
+
     /// How long the next segment takes.
     pub(super) fn draw_latency(&self, draws: &Draws) -> Duration {
         let [least, most] = self.latency;

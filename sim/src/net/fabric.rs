@@ -1,7 +1,7 @@
 //! All hosts' connections and listeners, and what faults do to them. No clock and no tasks: the time
 //! comes in, and whoever has to look again is in [`Medium::wakers`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
@@ -31,6 +31,8 @@ pub(super) struct Fabric {
     /// Cuts to come, after so many more bytes, by the way that these take.
     cuts: BTreeMap<Way, VecDeque<usize>>,
     pub(super) cuts_struck: usize,
+    /// The pairs of hosts whose connections were cut.
+    pub(super) cut: BTreeSet<Way>,
 }
 
 impl Fabric {
@@ -45,6 +47,7 @@ impl Fabric {
             ids: 0,
             cuts: BTreeMap::new(),
             cuts_struck: 0,
+            cut: BTreeSet::new(),
         }
     }
 
@@ -143,7 +146,10 @@ impl Fabric {
                 self.forget_unused(id);
             }
         }
-        self.cuts_struck += usize::from(cut > 0);
+        if cut > 0 {
+            self.cuts_struck += 1;
+            self.cut.insert(ordered([one, other]));
+        }
         self.medium.struck.cut += cut;
         cut
     }

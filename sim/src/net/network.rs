@@ -143,6 +143,12 @@ impl Network {
         self.with(|fabric, _| fabric.cuts_struck)
     }
 
+    /// Whether a connection of the two hosts was cut.
+    #[must_use]
+    pub fn was_cut(&self, one: IpAddr, other: IpAddr) -> bool {
+        self.with(|fabric, _| fabric.cut.contains(&ordered([one, other])))
+    }
+
     /// How often faults struck something.
     #[must_use]
     pub fn struck(&self) -> Struck {

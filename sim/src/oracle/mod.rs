@@ -48,6 +48,11 @@ pub struct EndId {
 }
 
 impl EndId {
+    /// The edge whose end it is.
+    pub(crate) fn edge(&self) -> &EdgeName {
+        &self.edge
+    }
+
     /// The rank that sends.
     pub(crate) fn from(&self) -> usize {
         self.edge.from
@@ -188,6 +193,21 @@ impl Oracle {
     #[must_use]
     pub fn has_met(&self, end: &EndId, sends: bool) -> bool {
         self.edges.get(&end.edge).is_some_and(|edge| edge.has_met(end.number, sends))
+    }
+
+    /// Whether a sender or a receiver has come to its end.
+    #[must_use]
+    pub fn has_ended(&self, end: &EndId, sends: bool) -> bool {
+        self.edges.get(&end.edge).is_some_and(|edge| match sends {
+            true => edge.senders[end.number].end.is_some(),
+            false => edge.receivers[end.number].end.is_some(),
+        })
+    }
+
+    /// Whether a receiver has got nothing, not even word of a sender that has finished.
+    #[must_use]
+    pub fn expects_anybody(&self, receiver: &EndId) -> bool {
+        self.edges.get(&receiver.edge).is_some_and(|edge| edge.expects_anybody(receiver.number))
     }
 
     /// Whether a receiver has got items, and expects more.

@@ -136,6 +136,12 @@ impl Edge {
         }
     }
 
+    pub(super) fn expects_anybody(&self, receiver: usize) -> bool {
+        let Received { end, received, .. } = &self.receivers[receiver];
+        let has_closed = |sent: &Sent| matches!(&sent.end, Some(SenderEnd { closed: Ok(()), .. }));
+        end.is_none() && *received == 0 && !self.senders.iter().any(has_closed)
+    }
+
     pub(super) fn expects_more(&self, receiver: usize) -> bool {
         let Received { end, sender, received, .. } = &self.receivers[receiver];
         let more_to_come = |sender: usize| {

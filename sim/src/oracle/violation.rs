@@ -165,6 +165,20 @@ pub enum Violation {
         /// How long it took.
         after: Duration,
     },
+    /// Two ranks look for each other for longer than they may.
+    #[error("for {after:?} nothing has got through, and this end has not failed")]
+    NotMet {
+        /// Simulated time.
+        after: Duration,
+    },
+    /// A close takes longer than it may.
+    #[error("a close with a limit of {close_timeout:?} has waited for {after:?}, and nothing has moved")]
+    CloseStalls {
+        /// Simulated time.
+        after: Duration,
+        /// Its limit without progress.
+        close_timeout: Duration,
+    },
     /// A peer is dead, and an end does not know it.
     #[error("rank {peer} died {after:?} ago, and this end does not know")]
     DeathUnnoticed {
@@ -196,6 +210,12 @@ pub enum Violation {
         keys: usize,
         /// In queues.
         queued: usize,
+    },
+    /// A task panicked, for whose end nobody may wait.
+    #[error("it panicked: {what}")]
+    Panicked {
+        /// What it said, and where.
+        what: String,
     },
     /// What the software under test says itself.
     #[error("{0}")]

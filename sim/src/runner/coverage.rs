@@ -83,3 +83,19 @@ impl fmt::Display for Coverage {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_was_planned_and_one_that_was_not_never_struck_unless_one_did() {
+        let mut coverage = Coverage::default();
+        assert_eq!(coverage.never_struck(), Kind::ALL);
+        coverage.faults = Kind::ALL.map(|kind| (kind, [3, 1])).into();
+        assert!(coverage.never_struck().is_empty());
+        coverage.faults.insert(Kind::Hold, [3, 0]);
+        coverage.faults.remove(&Kind::Kill);
+        assert_eq!(coverage.never_struck(), [Kind::Hold, Kind::Kill]);
+    }
+}

@@ -4,7 +4,7 @@ mod coverage;
 mod shrink;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use self::coverage::Coverage;
 pub use self::shrink::{Shrunk, shrink};
+use crate::panics::said;
 use crate::scenario::{Case, Scenario};
 use crate::world::Report;
 
@@ -47,9 +48,9 @@ pub struct Summary {
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Batch {
-    /// Runs until all seeds are through, one has failed, or the time is over. `progress` is called a few
-    /// times a second.
-    pub fn run(&self, mut progress: impl FnMut(&Summary)) -> Summary {
+    /// Runs until all seeds are through, one has failed, the time is over, or `progress`, which is called a
+    /// few times a second, says so.
+    pub fn run(&self, mut progress: impl FnMut(&Summary) -> ControlFlow<()>) -> Summary {
         let began = now();
         let (next, stop) = (AtomicU64::new(self.seeds.start), AtomicBool::new(false));
         let mut summary = Summary::default();
@@ -81,7 +82,7 @@ impl Batch {
                 let (case, outcome) = match outcome {
                     Ok(outcome) => outcome,
                     Err(RecvTimeoutError::Timeout) => {
-                        progress(&summary);
+                        stop.fetch_or(progress(&summary).is_break(), Ordering::Relaxed);
                         continue;
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
@@ -99,8 +100,8 @@ impl Batch {
                         failures.insert(case.seed, (case, vec![panic]));
                     }
                 }
-                stop.fetch_or(!failures.is_empty(), Ordering::Relaxed);
-                progress(&summary);
+                let over = !failures.is_empty() || progress(&summary).is_break();
+                stop.fetch_or(over, Ordering::Relaxed);
             }
         });
         summary.failure = failures.into_values().next();
@@ -120,11 +121,8 @@ impl Batch {
 /// # Errors
 /// What it says if it panics.
 pub fn attempt(case: &Case) -> Result<Report, String> {
-    catch_unwind(AssertUnwindSafe(|| case.run())).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("the run panicked: {}", text.unwrap_or("without a word"))
-    })
+    let run = catch_unwind(AssertUnwindSafe(|| case.run()));
+    run.map_err(|panic| format!("the run panicked: {}", said(panic.as_ref())))
 }
 
 /// Whether a case breaks a promise.

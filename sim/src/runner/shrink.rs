@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::fails;
+use crate::panics::hushed;
 use crate::scenario::Case;
 
 /// A failing case that was made smaller.
@@ -17,10 +18,11 @@ pub struct Shrunk {
 /// More runs are not worth the wait.
 const RUNS_MAX: usize = 200;
 
-/// The smallest failing case that is found by leaving out one fault after the other, and then items.
+/// The smallest failing case that is found by leaving out one fault after the other, and then items, as long
+/// as `goes_on` says so.
 #[must_use]
-pub fn shrink(case: &Case) -> Shrunk {
-    let mut search = Search { best: case.clone(), runs: 0 };
+pub fn shrink(case: &Case, goes_on: impl Fn() -> bool) -> Shrunk {
+    let mut search = Search { best: case.clone(), runs: 0, goes_on };
     let setup = case.setup();
     let mut faults: BTreeSet<usize> =
         case.faults.clone().unwrap_or_else(|| (0..setup.faults.faults.len()).collect());
@@ -54,18 +56,20 @@ pub fn shrink(case: &Case) -> Shrunk {
     Shrunk { case: search.best, runs: search.runs }
 }
 
-struct Search {
+struct Search<G> {
     best: Case,
     runs: usize,
+    goes_on: G,
 }
 
-impl Search {
+impl<G: Fn() -> bool> Search<G> {
     fn accepts(&mut self, case: Case) -> bool {
-        if self.runs >= RUNS_MAX {
+        if self.runs >= RUNS_MAX || !(self.goes_on)() {
             return false;
         }
         self.runs += 1;
-        let fails = fails(&case);
+        // Each run that panics would say so.
+        let fails = hushed(|| fails(&case));
         if fails {
             self.best = case;
         }

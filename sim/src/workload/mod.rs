@@ -10,7 +10,7 @@ use std::fmt;
 use kvpipe::Result;
 
 use self::items::Sizes;
-pub use self::settings::{Settings, Wire};
+pub use self::settings::{EDGE_MEETS_WITHIN, Settings, Wire};
 use crate::draws::Draws;
 use crate::world::Rank;
 

@@ -13,7 +13,7 @@ use super::items::Items;
 use super::{Ending, Pace, Traffic, Workload};
 use crate::draws::Draws;
 use crate::net::SimNet;
-use crate::world::{Rank, ReceivingEnd, SendingEnd};
+use crate::world::{MEET_WITHIN, Rank, ReceivingEnd, SendingEnd};
 
 pub(super) async fn run(workload: &Workload, rank: Rank) -> Result<()> {
     dawdle(rank.draws()).await;
@@ -28,10 +28,13 @@ pub(super) async fn run(workload: &Workload, rank: Rank) -> Result<()> {
         if use_pipe(workload, &rank, &store, attempt).await? == Outcome::Over {
             break;
         }
-        rank.happened("pipe opened again");
+        if attempt < workload.reopens {
+            rank.begins_anew();
+            rank.happened("pipe opened again");
+        }
     }
     if grouped && workload.parts_together {
-        rank.meets("the last barrier", group.barrier()).await?;
+        rank.meets("the last barrier", MEET_WITHIN, group.barrier()).await?;
     }
     Ok(())
 }
@@ -40,28 +43,29 @@ pub(super) async fn run(workload: &Workload, rank: Rank) -> Result<()> {
 async fn talk(rank: &Rank, group: &StatelessProcessGroup<TcpStore<SimNet>>) -> Result<()> {
     let (own, size) = (rank.number(), rank.world_size());
     let word = |rank: usize| Object::Text(format!("rank {rank} of {size}"));
-    rank.meets("the first barrier", group.barrier()).await?;
+    rank.meets("the first barrier", MEET_WITHIN, group.barrier()).await?;
     let speaker = size - 1;
     let said = (own == speaker).then(|| word(speaker));
-    let heard = rank.waits("a broadcast", group.broadcast_obj(said.as_ref(), speaker)).await?;
+    let heard =
+        rank.waits_within("a broadcast", MEET_WITHIN, group.broadcast_obj(said.as_ref(), speaker)).await?;
     rank.expect(heard == word(speaker), || format!("the broadcast gave {heard:?}"));
-    let all = rank.waits("an all_gather", group.all_gather_obj(&word(own))).await?;
+    let all = rank.waits_within("an all_gather", MEET_WITHIN, group.all_gather_obj(&word(own))).await?;
     rank.expect(all == (0..size).map(word).collect::<Vec<_>>(), || format!("all_gather gave {all:?}"));
-    rank.waits("a send", group.send_obj(&word(own), (own + 1) % size)).await?;
+    rank.waits_within("a send", MEET_WITHIN, group.send_obj(&word(own), (own + 1) % size)).await?;
     let before = (own + size - 1) % size;
-    let heard = rank.waits("a receive", group.recv_obj(before)).await?;
+    let heard = rank.waits_within("a receive", MEET_WITHIN, group.recv_obj(before)).await?;
     rank.expect(heard == word(before), || format!("rank {before} sent {heard:?}"));
     match own {
         // In whatever order it asks, each is heard as itself.
         0 => {
             for other in (1..size).rev() {
-                let heard = rank.waits("a receive", group.recv_obj(other)).await?;
+                let heard = rank.waits_within("a receive", MEET_WITHIN, group.recv_obj(other)).await?;
                 rank.expect(heard == word(other), || format!("rank {other} sent {heard:?}"));
             }
         }
-        _ => rank.waits("a send", group.send_obj(&word(own), 0)).await?,
+        _ => rank.waits_within("a send", MEET_WITHIN, group.send_obj(&word(own), 0)).await?,
     }
-    rank.meets("the second barrier", group.barrier()).await
+    rank.meets("the second barrier", MEET_WITHIN, group.barrier()).await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -39,8 +39,8 @@ pub enum Wire {
     Store,
 }
 
-/// How long two ranks look for each other. One of them may have been killed.
-const MEET_WITHIN: Duration = Duration::from_secs(10);
+/// How long the two ranks of an edge look for each other. One of them may have been killed.
+pub const EDGE_MEETS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Settings {
     /// Settings drawn from a seed. Limits in time are short, so that a run is.
@@ -90,7 +90,7 @@ impl Settings {
                 }
                 let (net, address) = (rank.net().clone(), rank.any_port());
                 let binding = TcpIncoming::bind(net, store, ring, address, config.clone());
-                let incoming = rank.waits("publishing an address", binding).await?;
+                let incoming = rank.waits_within("publishing an address", EDGE_MEETS_WITHIN, binding).await?;
                 both(rank, name, sends.then(outgoing), incoming, pipe)
             }
             Wire::Store => {
@@ -109,7 +109,7 @@ impl Settings {
         let secret = if self.secret { Some(Secret::new("a secret of all ranks")?) } else { None };
         Ok(TcpConfig {
             group: GroupName::new(name)?,
-            connect_timeout: MEET_WITHIN,
+            connect_timeout: EDGE_MEETS_WITHIN,
             heartbeat: self.heartbeat,
             reconnect_timeout: self.reconnect,
             checksum: self.checksum,
@@ -122,7 +122,7 @@ impl Settings {
     fn store(&self, rank: &Rank, name: &str) -> Result<StoreConfig> {
         Ok(StoreConfig {
             group: GroupName::new(name)?,
-            connect_timeout: MEET_WITHIN,
+            connect_timeout: EDGE_MEETS_WITHIN,
             heartbeat: self.heartbeat,
             reconnect_timeout: self.reconnect,
             chunk_bytes: 32 << 10,

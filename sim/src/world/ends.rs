@@ -7,6 +7,7 @@ use kvpipe::pipe::{Receiver, Sender};
 use kvpipe::{Error, Item, PipeConfig, Result};
 use tokio::time::Instant;
 
+use super::limits::Watched;
 use super::{Rank, name_of};
 use crate::oracle::{EdgeName, EndId, ReceiverEnd, SenderEnd, Violation};
 
@@ -20,6 +21,7 @@ pub struct SendingEnd {
     id: EndId,
     name: String,
     sender: Sender,
+    close_timeout: Duration,
 }
 
 /// The receiving end of a watched pipe. The calls are those of [`Receiver`].
@@ -29,6 +31,7 @@ pub struct ReceivingEnd {
     id: EndId,
     name: String,
     receiver: Receiver,
+    close_timeout: Duration,
 }
 
 impl SendingEnd {
@@ -36,9 +39,9 @@ impl SendingEnd {
         let edge = EdgeName { pipe: name.into(), from: rank.number() };
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_sender(edge, config);
-        state.senders.push((id.clone(), sender.clone()));
+        state.senders.push(Watched::new(id.clone(), sender.clone()));
         drop(state);
-        Self { rank: rank.clone(), id, name: name.into(), sender }
+        Self { rank: rank.clone(), id, name: name.into(), sender, close_timeout: config.close_timeout }
     }
 
     /// See [`Sender::send`].
@@ -119,7 +122,11 @@ impl SendingEnd {
 
     /// See [`Sender::abort`].
     pub fn abort(&self, reason: &str) {
-        self.rank.shared().lock().oracle.aborts(&self.id);
+        {
+            let mut state = self.rank.shared().lock();
+            state.oracle.aborts(&self.id);
+            state.causes.leaves(self.id.edge());
+        }
         self.note("aborts");
         self.sender.abort(reason);
     }
@@ -131,11 +138,19 @@ impl SendingEnd {
     pub async fn close(&self) -> Result<()> {
         self.rank.shared().lock().oracle.finishes(&self.id);
         self.note("closes");
+        let closing = self.rank.closes(&self.id, self.close_timeout);
         let closed = self.rank.waits("close", self.sender.close()).await;
+        drop(closing);
         let (undelivered, stats) = (self.sender.undelivered(), self.sender.stats());
         let in_doubt = undelivered.iter().filter(|item| item.in_doubt).count();
         match &closed {
-            Ok(()) => self.note("closed"),
+            Ok(()) => {
+                self.note("closed");
+                let now = self.rank.now();
+                if self.rank.shared().lock().causes().spare(self.id.edge(), now) {
+                    self.rank.happened("closed out of harm's reach");
+                }
+            }
             Err(error) => {
                 let left = undelivered.len();
                 self.note(format_args!("close failed: {error}; {left} undelivered, {in_doubt} in doubt"));
@@ -185,7 +200,10 @@ impl Drop for SendingEnd {
     fn drop(&mut self) {
         let dropped = {
             let mut state = self.rank.shared().lock();
-            let at = state.senders.iter().position(|(id, _)| *id == self.id);
+            if !state.oracle.has_ended(&self.id, true) {
+                state.causes.leaves(self.id.edge());
+            }
+            let at = state.senders.iter().position(|watched| watched.end == self.id);
             at.map(|at| state.senders.remove(at))
         };
         // Not under the lock: it may wake anybody.
@@ -198,9 +216,9 @@ impl ReceivingEnd {
         let from = (rank.number() + rank.world_size() - 1) % rank.world_size();
         let mut state = rank.shared().lock();
         let id = state.oracle.opens_receiver(EdgeName { pipe: name.into(), from }, config);
-        state.receivers.push((id.clone(), receiver.clone()));
+        state.receivers.push(Watched::new(id.clone(), receiver.clone()));
         drop(state);
-        Self { rank: rank.clone(), id, name: name.into(), receiver }
+        Self { rank: rank.clone(), id, name: name.into(), receiver, close_timeout: config.close_timeout }
     }
 
     /// See [`Receiver::recv`].
@@ -237,10 +255,11 @@ impl ReceivingEnd {
             let mut state = self.rank.shared().lock();
             // What it leaves behind was received, since the last step perhaps.
             state.look();
+            state.leaves(&self.id);
             state.oracle.receiver_ended(&self.id, ReceiverEnd::Left);
         }
         self.note("leaves");
-        self.rank.waits("close of a receiver", self.receiver.close()).await;
+        self.rank.waits_within("close of a receiver", self.close_timeout, self.receiver.close()).await;
     }
 
     /// Why the stream failed, if it did. It tells a call's own deadline from one that ended the stream.
@@ -281,7 +300,8 @@ impl Drop for ReceivingEnd {
         let dropped = {
             let mut state = self.rank.shared().lock();
             state.look();
-            let at = state.receivers.iter().position(|(id, _)| *id == self.id);
+            state.leaves(&self.id);
+            let at = state.receivers.iter().position(|watched| watched.end == self.id);
             at.map(|at| state.receivers.remove(at))
         };
         drop(dropped);
@@ -295,6 +315,13 @@ impl super::State {
         self.oracle.flushed(id, accepted);
     }
 
+    /// A receiver goes, perhaps before its end.
+    fn leaves(&mut self, id: &EndId) {
+        if !self.oracle.has_ended(id, false) {
+            self.causes.leaves(id.edge());
+        }
+    }
+
     fn look_and_end(&mut self, id: &EndId, end: SenderEnd) {
         self.look();
         self.oracle.sender_ended(id, end);
@@ -303,26 +330,27 @@ impl super::State {
 
 fn judge(rank: &Rank, (id, sends): (&EndId, bool), call: &'static str, error: &Error) {
     rank.happened(name_of(error));
+    let now = rank.now();
     let mut state = rank.shared().lock();
-    let met = state.oracle.has_met(id, sends);
-    if !rank.expectations().allow(error, met, rank.now()) {
+    let has_met = state.oracle.has_met(id, sends);
+    if !state.causes().of_edge(id.edge(), has_met, now).explains(error) {
         state.oracle.finds(id, Violation::no_cause(call, error));
     }
 }
 
 /// Measures a call on its host's clock, which may jump meanwhile.
-struct Stopwatch<'a> {
+pub(super) struct Stopwatch<'a> {
     rank: &'a Rank,
     began: Instant,
     jumped: Duration,
 }
 
 impl<'a> Stopwatch<'a> {
-    fn start(rank: &'a Rank) -> Self {
+    pub(super) fn start(rank: &'a Rank) -> Self {
         Self { rank, began: Instant::now(), jumped: rank.jumped() }
     }
 
-    fn check(self, call: &'static str, deadline: Duration, timed_out: bool) {
+    pub(super) fn check(self, call: &'static str, deadline: Duration, timed_out: bool) {
         let after = self.began.elapsed();
         let jumped = self.rank.jumped() - self.jumped;
         if timed_out && after < deadline || after > deadline + jumped + TICKS {

@@ -121,6 +121,7 @@ impl Injector {
         network: &Network,
         shared: &Shared,
     ) {
+        shared.lock().causes.begins(sim.elapsed(), fault);
         match fault {
             Fault::Reset(pair) => {
                 let [one, other] = self.link(*pair);
@@ -155,6 +156,7 @@ impl Injector {
                 if runs(&state.lives, *place) {
                     self.struck.insert(number);
                 }
+                state.causes.jumps(*place);
                 let jumps = state.jumps.entry(*place).or_default();
                 jumps.pending += *by;
                 let waker = jumps.waker.take();
@@ -184,6 +186,7 @@ impl Injector {
         if let Fault::PowerLoss(..) = self.faults[number].fault {
             network.power_off(self.addresses[&place]);
         }
+        shared.lock().causes.dies(place);
         sim.crash(place.to_string());
         if let Place::Rank(rank) = place {
             let mut state = shared.lock();

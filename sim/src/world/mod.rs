@@ -13,7 +13,7 @@
 //! included); and its runs repeat if it does not depend on the order of a `HashMap` or of an unbiased
 //! `select!`. What a pipe of its own must not do, its own checks have to say ([`Rank::expect`], the error
 //! that it returns); a pipe from [`Rank::open`] is judged by the oracle, call by call. Of the rest, every
-//! world looks for ranks that panic, that wait for ever, and that fail without a cause.
+//! world looks for tasks that panic, on any host, and for ranks that wait for ever, or fail without a cause.
 //!
 //! In another project, kvpipe and kvpipe-sim must come from the same place, or their types differ:
 //!
@@ -71,30 +71,36 @@
 //! }
 //! ```
 
+mod causes;
 mod ends;
 mod inject;
+mod limits;
 mod rank;
 mod report;
+mod state;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvpipe::store::Limits;
 use kvpipe::store::tcp::TcpStoreServer;
 use kvpipe::{Error, Result};
 use turmoil::Sim;
 
+pub(crate) use self::causes::{Blame, Causes};
+pub use self::causes::{Expectations, Tolerance};
 pub use self::ends::{ReceivingEnd, SendingEnd};
 use self::inject::Injector;
-pub use self::rank::{Rank, STORE_PORT};
-pub use self::report::{Expectations, Outcome, Report};
+use self::limits::Limits;
+pub use self::rank::{MEET_WITHIN, Rank, STORE_PORT};
+pub use self::report::{Outcome, Report};
+use self::state::{Life, Shared, State, name_of, told};
 use crate::draws::Draws;
 use crate::fault::{FaultPlan, Place};
 use crate::net::{Conditions, Network, SimNet};
-use crate::oracle::{EndId, Oracle, Violation};
+use crate::oracle::Violation;
+use crate::panics;
 
 /// A simulated world, not yet running.
 #[derive(Clone, Debug)]
@@ -107,49 +113,7 @@ pub struct World {
     expectations: Expectations,
     leaves_no_keys: bool,
     deaths_known_within: Option<Duration>,
-}
-
-/// What the hosts of a world and its checks share.
-#[derive(Clone, Debug)]
-pub(crate) struct Shared(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    pub(crate) oracle: Oracle,
-    /// Pipes that are looked at after every step. They are forgotten when their ends are dropped.
-    pub(crate) senders: Vec<(EndId, kvpipe::pipe::Sender)>,
-    pub(crate) receivers: Vec<(EndId, kvpipe::pipe::Receiver)>,
-    /// Drivers of pipes that have not ended.
-    pub(crate) drivers: usize,
-    /// Who waits for what.
-    pub(crate) waiting: BTreeMap<u64, (usize, &'static str)>,
-    pub(crate) calls: u64,
-    pub(crate) lives: BTreeMap<usize, Life>,
-    pub(crate) jumps: BTreeMap<Place, Jumps>,
-    /// Who was killed for good, and when.
-    pub(crate) dead: BTreeMap<usize, Duration>,
-    /// Who has come to which barrier.
-    pub(crate) meetings: BTreeMap<&'static str, BTreeSet<usize>>,
-    store: Weak<TcpStoreServer>,
-    /// How often each thing happened that a run might as well go without.
-    pub(crate) happened: BTreeMap<String, u64>,
-}
-
-/// What became of the software of a rank.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Life {
-    pub(crate) starts: usize,
-    pub(crate) running: bool,
-    pub(crate) result: Option<Result<()>>,
-}
-
-/// Jumps of a clock that are to come.
-#[derive(Debug, Default)]
-pub(crate) struct Jumps {
-    pub(crate) pending: Duration,
-    pub(crate) waker: Option<std::task::Waker>,
-    /// All that there were.
-    pub(crate) total: Duration,
+    limits: Option<Limits>,
 }
 
 /// Simulated time in which everybody must come to an end in a healed world.
@@ -172,6 +136,7 @@ impl World {
             expectations: Expectations::default(),
             leaves_no_keys: false,
             deaths_known_within: None,
+            limits: None,
         }
     }
 
@@ -213,6 +178,15 @@ impl World {
         Self { deaths_known_within: Some(limit), ..self }
     }
 
+    /// Holds the ends that [`Rank::open`] gives to their limits: the two of an edge have met or failed after
+    /// `connect`, and a close ends `close_timeout` after the last item was acknowledged, give or take
+    /// `slack`, which is for what the plan and the network explain. By default they have as long as anything
+    /// may take.
+    #[must_use]
+    pub fn limits(self, connect: Duration, slack: Duration) -> Self {
+        Self { limits: Some(Limits { connect, slack }), ..self }
+    }
+
     /// Runs `software` on every rank, from the beginning again on each that restarts. The same seed,
     /// plan and software give the same report, to the byte.
     #[must_use]
@@ -221,19 +195,26 @@ impl World {
         S: Fn(Rank) -> F + Clone + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
+        let panics = panics::Listener::new();
         let network = Network::new(self.seed, self.conditions.clone());
-        let shared = Shared(Arc::default());
         let mut sim = network.simulation(Duration::MAX);
+        let places = (0..self.ranks).map(Place::Rank).chain([Place::Store]);
+        let addresses = places.map(|place| (place, sim.lookup(place.to_string()))).collect();
+        let causes = Causes::new(self.expectations, self.ranks);
+        let shared = Shared::new(State::new(causes, &network, addresses));
         self.add_store(&mut sim, &network, &shared);
         for rank in 0..self.ranks {
             self.add_rank(&mut sim, &network, &shared, rank, software.clone());
         }
         let mut injector = Injector::new(&self.faults, &sim);
-        let simulated = self.drive(&mut sim, &network, &shared, &mut injector);
+        let simulated = self.drive(&mut sim, &network, &shared, &mut injector, &panics);
         let struck = injector.struck(&network);
         drop(sim);
         let mut state = shared.lock();
-        let State { oracle, lives, happened, .. } = std::mem::take(&mut *state);
+        state.hear(panics.take());
+        let State { oracle, lives, happened, .. } = &mut *state;
+        let (oracle, lives, happened) =
+            (std::mem::take(oracle), std::mem::take(lives), std::mem::take(happened));
         drop(state);
         Report::new(&self, oracle, &lives, happened, struck, &network, simulated)
     }
@@ -248,7 +229,8 @@ impl World {
             async move {
                 shared.keep_clock(Place::Store);
                 let address = SocketAddr::new(ip, STORE_PORT);
-                let server = Arc::new(TcpStoreServer::bind(&net, address, Limits::default()).await?);
+                let server =
+                    Arc::new(TcpStoreServer::bind(&net, address, kvpipe::store::Limits::default()).await?);
                 shared.lock().store = Arc::downgrade(&server);
                 std::future::pending::<()>().await;
                 drop(server);
@@ -271,7 +253,7 @@ impl World {
         let name = Place::Rank(rank).to_string();
         let net = SimNet::new(network, &name, sim.lookup(name.as_str()));
         let store = sim.lookup(Place::Store.to_string());
-        let handle = Rank::new(self.seed, [rank, self.ranks], net, store, shared.clone(), self.expectations);
+        let handle = Rank::new(self.seed, [rank, self.ranks], net, store, shared.clone());
         shared.lock().lives.insert(rank, Life { running: true, ..Life::default() });
         let shared = shared.clone();
         sim.host(name, move || {
@@ -297,6 +279,7 @@ impl World {
         network: &Network,
         shared: &Shared,
         injector: &mut Injector,
+        panics: &panics::Listener,
     ) -> Duration {
         let healed = self.faults.healed_at();
         let mut settled_by = None;
@@ -309,8 +292,12 @@ impl World {
             }
             let mut state = shared.lock();
             state.look();
+            state.hear(panics.take());
             if let Some(limit) = self.deaths_known_within {
                 state.look_for_ignorance(now, limit, self.ranks);
+            }
+            if let Some(limits) = self.limits {
+                state.look_for_stalls(now, limits);
             }
             if !state.oracle.is_content() {
                 return now;
@@ -325,136 +312,5 @@ impl World {
                 return now;
             }
         }
-    }
-}
-
-impl Shared {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn starts(&self, rank: usize) -> usize {
-        let mut state = self.lock();
-        let life = state.lives.entry(rank).or_default();
-        *life = Life { starts: life.starts + 1, running: true, result: None };
-        life.starts - 1
-    }
-
-    fn ends(&self, rank: usize, result: Result<()>) {
-        let mut state = self.lock();
-        let life = state.lives.entry(rank).or_default();
-        (life.running, life.result) = (false, Some(result));
-    }
-
-    /// On the host whose clock it is: whenever one is asked for, there is a jump.
-    fn keep_clock(&self, place: Place) {
-        let shared = self.clone();
-        tokio::task::spawn_local(async move {
-            loop {
-                let by = std::future::poll_fn(|context| shared.lock().poll_jump(place, context)).await;
-                tokio::time::advance(by).await;
-            }
-        });
-    }
-}
-
-impl State {
-    fn poll_jump(&mut self, place: Place, context: &std::task::Context<'_>) -> std::task::Poll<Duration> {
-        let jumps = self.jumps.entry(place).or_default();
-        jumps.waker = Some(context.waker().clone());
-        match std::mem::take(&mut jumps.pending) {
-            Duration::ZERO => std::task::Poll::Pending,
-            by => {
-                jumps.total += by;
-                std::task::Poll::Ready(by)
-            }
-        }
-    }
-
-    /// At every pipe, for what must never be.
-    fn look(&mut self) {
-        for (end, receiver) in &self.receivers {
-            self.oracle.sees_receiver(end, (&receiver.stats()).into());
-        }
-        for (end, sender) in &self.senders {
-            self.oracle.sees_sender(end, (&sender.stats()).into());
-        }
-    }
-
-    /// At ends whose peer has been dead for longer than that.
-    fn look_for_ignorance(&mut self, now: Duration, limit: Duration, world_size: usize) {
-        for (&peer, &died) in self.dead.iter().filter(|(_, died)| now > **died + limit) {
-            let after = now - died;
-            let receivers = self.receivers.iter().filter(|(end, receiver)| {
-                end.from() == peer && receiver.failure().is_none() && self.oracle.expects_more(end)
-            });
-            let senders = self.senders.iter().filter(|(end, sender)| {
-                let to = (end.from() + 1) % world_size;
-                to == peer && sender.failure().is_none() && self.oracle.has_more(end)
-            });
-            let ends: Vec<_> =
-                receivers.map(|(end, _)| end).chain(senders.map(|(end, _)| end)).cloned().collect();
-            for end in ends {
-                self.oracle.finds(end, Violation::DeathUnnoticed { peer, after });
-            }
-        }
-    }
-
-    /// Whether no rank and no pipe has anything left to do.
-    fn is_over(&self) -> bool {
-        self.drivers == 0 && self.lives.values().all(|life| !life.running)
-    }
-
-    /// Whether no keys are left, or that was complained of.
-    fn check_keys(&mut self, too_late: bool) -> bool {
-        let Some(server) = self.store.upgrade() else { return true };
-        let stats = server.stats();
-        let clean = stats.keys == 0 && stats.queued == 0;
-        if !clean && too_late {
-            let violation = Violation::KeysLeft { keys: stats.keys, queued: stats.queued };
-            self.oracle.finds("the store", violation);
-        }
-        clean || too_late
-    }
-
-    fn complain_of_waiting(&mut self, after: Duration) {
-        if self.lives.values().all(|life| !life.running) {
-            let drivers = self.drivers;
-            self.oracle.finds("the ranks", Violation::DriversLeft { drivers, after });
-        }
-        for (rank, life) in &self.lives {
-            if life.running {
-                let calls = self.waiting.values().filter(|(who, _)| who == rank);
-                let calls: Vec<_> = calls.map(|(_, call)| *call).collect();
-                let what = format!("rank {rank} in {}", calls.join(", "));
-                self.oracle.finds(Place::Rank(*rank), Violation::NoEnd { what, after });
-            }
-        }
-    }
-}
-
-/// For what software itself finds wrong.
-pub(crate) fn told(what: String) -> Violation {
-    Violation::Told(what)
-}
-
-/// An error that a call gave.
-pub(crate) fn name_of(error: &Error) -> &'static str {
-    match error {
-        Error::PeerMisbehaved { .. } => "PeerMisbehaved",
-        Error::PeerIncompatible { .. } => "PeerIncompatible",
-        Error::PeerGone { .. } => "PeerGone",
-        Error::PeerRestarted { .. } => "PeerRestarted",
-        Error::PeerAborted { .. } => "PeerAborted",
-        Error::ReceiverClosed { .. } => "ReceiverClosed",
-        Error::Closed => "Closed",
-        Error::Timeout { .. } => "Timeout",
-        Error::Full => "Full",
-        Error::Empty => "Empty",
-        Error::TooLarge { .. } => "TooLarge",
-        Error::Misuse(_) => "Misuse",
-        Error::Io { .. } => "Io",
-        Error::Unavailable { .. } => "Unavailable",
-        _ => "another",
     }
 }

@@ -12,16 +12,19 @@ use kvpipe::transport::tcp::TcpConfig;
 use kvpipe::transport::{Incoming, Outgoing, Ring};
 use kvpipe::{Pipe, PipeConfig, Result};
 
-use super::{Expectations, ReceivingEnd, SendingEnd, Shared, name_of, told};
+use super::ends::Stopwatch;
+use super::limits::Closing;
+use super::{ReceivingEnd, SendingEnd, Shared, name_of, told};
 use crate::draws::Draws;
 use crate::net::SimNet;
-use crate::oracle::Violation;
+use crate::oracle::{EndId, Violation};
 
 /// Where the store listens.
 pub const STORE_PORT: u16 = 29_500;
 
-/// How long ranks look for the store and for each other, unless they are told otherwise.
-const MEET_WITHIN: Duration = Duration::from_secs(20);
+/// How long ranks look for the store and for each other, and how long a call of [`Rank::group`] takes at
+/// most, unless they are told otherwise.
+pub const MEET_WITHIN: Duration = Duration::from_secs(20);
 
 /// A rank of a world, for the software that runs on it.
 #[derive(Clone, Debug)]
@@ -33,7 +36,6 @@ pub struct Rank {
     net: SimNet,
     store: IpAddr,
     shared: Shared,
-    expectations: Expectations,
     entropy: Entropy,
     draws: Draws,
 }
@@ -45,10 +47,9 @@ impl Rank {
         net: SimNet,
         store: IpAddr,
         shared: Shared,
-        expectations: Expectations,
     ) -> Self {
         let (entropy, draws) = (Entropy::seeded(seed), Draws::new(seed, "unused"));
-        Self { seed, number, world_size, start: 0, net, store, shared, expectations, entropy, draws }
+        Self { seed, number, world_size, start: 0, net, store, shared, entropy, draws }
     }
 
     /// The same rank, when it starts for the so-manieth time.
@@ -111,8 +112,8 @@ impl Rank {
         options.entropy = self.entropy();
         options.timeout = MEET_WITHIN;
         let host = self.store.to_string();
-        self.waits("connecting to the store", TcpStore::connect(self.net.clone(), &host, STORE_PORT, options))
-            .await
+        let connecting = TcpStore::connect(self.net.clone(), &host, STORE_PORT, options);
+        self.waits_within("connecting to the store", MEET_WITHIN, connecting).await
     }
 
     /// The group of all ranks, over a connection to the store.
@@ -216,6 +217,12 @@ impl Rank {
         *self.shared.lock().happened.entry(what.into()).or_default() += 1;
     }
 
+    /// The software opens pipes in the place of earlier ones: from now on the ranks next to this one may be
+    /// told that it has restarted.
+    pub fn begins_anew(&self) {
+        self.shared.lock().causes.begins_anew(self.number);
+    }
+
     /// Waits, and is known to wait: if it never ends, the report says for what.
     pub async fn waits<F: Future>(&self, what: &'static str, call: F) -> F::Output {
         let waiting = {
@@ -230,13 +237,37 @@ impl Rank {
         output
     }
 
-    /// A barrier of that name, at which all ranks meet once: nobody may leave it before everybody is there.
+    /// [`waits`](Self::waits), and no longer than `limit` by the clock of this rank's host.
+    pub async fn waits_within<F: Future>(&self, what: &'static str, limit: Duration, call: F) -> F::Output {
+        let clock = Stopwatch::start(self);
+        let output = self.waits(what, call).await;
+        clock.check(what, limit, false);
+        output
+    }
+
+    /// A sender's close has begun, and goes on until what this gives is dropped.
+    pub(super) fn closes(&self, end: &EndId, close_timeout: Duration) -> impl Drop + use<> {
+        let now = self.now();
+        let mut state = self.shared.lock();
+        state.calls += 1;
+        let call = state.calls;
+        state.closing.insert(call, Closing::new(end, close_timeout, now));
+        CloseRuns { shared: self.shared.clone(), call }
+    }
+
+    /// A barrier of that name and limit, at which all ranks meet once: nobody may leave it before everybody
+    /// is there.
     ///
     /// # Errors
     /// The barrier's own.
-    pub async fn meets(&self, name: &'static str, barrier: impl Future<Output = Result<()>>) -> Result<()> {
+    pub async fn meets(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        barrier: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
         self.shared.lock().meetings.entry(name).or_default().insert(self.number);
-        self.waits(name, barrier).await?;
+        self.waits_within(name, limit, barrier).await?;
         let there = self.shared.lock().meetings.get(name).map_or(0, std::collections::BTreeSet::len);
         self.expect(there == self.world_size, || {
             format!("it left {name} when {there} of {} ranks were there", self.world_size)
@@ -251,10 +282,11 @@ impl Rank {
             Err(error) => {
                 self.note(format_args!("gave up: {error}"));
                 self.happened(name_of(error));
-                if !self.expectations.allow(error, false, self.now()) {
+                let now = self.now();
+                let mut state = self.shared.lock();
+                if !state.causes().of_rank(self.number, now).explains(error) {
                     let who = format!("rank {}", self.number);
-                    let violation = Violation::no_cause("the rank's software", error);
-                    self.shared.lock().oracle.finds(who, violation);
+                    state.oracle.finds(who, Violation::no_cause("the rank's software", error));
                 }
             }
         }
@@ -262,10 +294,6 @@ impl Rank {
 
     pub(super) fn shared(&self) -> &Shared {
         &self.shared
-    }
-
-    pub(super) fn expectations(&self) -> Expectations {
-        self.expectations
     }
 
     /// In simulated time.
@@ -304,5 +332,16 @@ struct Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.shared.lock().waiting.remove(&self.call);
+    }
+}
+
+struct CloseRuns {
+    shared: Shared,
+    call: u64,
+}
+
+impl Drop for CloseRuns {
+    fn drop(&mut self) {
+        self.shared.lock().closing.remove(&self.call);
     }
 }

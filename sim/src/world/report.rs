@@ -4,75 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use kvpipe::{Error, Result};
+use kvpipe::Result;
 
 use super::{Life, World};
 use crate::fault::{FaultPlan, Kind};
 use crate::net::Network;
 use crate::oracle::{Oracle, Totals};
-
-/// Which errors have a cause. By default every error that some fault can cause; a peer that breaks the
-/// protocol, ends that are set up differently, and bugs have none in any world.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expectations {
-    /// Edges may end, or not come to be: a peer dies, or is silent for too long, or the store is out of reach.
-    pub severed: bool,
-    /// Also edges whose items have got through: those over tcp do not need the store any more.
-    pub met_severed: bool,
-    /// A rank or a pipe may be opened again in the place of one that has ended.
-    pub restarted: bool,
-    /// A user may leave early: abort, drop, or close while items come.
-    pub left: bool,
-    /// Deadlines may pass, because a clock jumps.
-    pub late: bool,
-    /// When the first fault strikes. Before that only users who leave can be the cause of anything.
-    pub not_before: Duration,
-}
-
-impl Default for Expectations {
-    fn default() -> Self {
-        let not_before = Duration::ZERO;
-        Self { severed: true, met_severed: true, restarted: true, left: true, late: true, not_before }
-    }
-}
-
-impl Expectations {
-    /// Nothing may fail.
-    pub const SUCCESS: Self = Self {
-        severed: false,
-        met_severed: false,
-        restarted: false,
-        left: false,
-        late: false,
-        not_before: Duration::ZERO,
-    };
-
-    /// Whether nothing may fail.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        let Self { severed, met_severed, restarted, left, late, not_before: _ } = *self;
-        !(severed || met_severed || restarted || left || late)
-    }
-
-    /// Whether an end may see this error at this time; `met` if items have got through.
-    #[must_use]
-    pub fn allow(&self, error: &Error, met: bool, now: Duration) -> bool {
-        let Self { left, .. } = *self;
-        let [severed, restarted, late] =
-            [if met { self.met_severed } else { self.severed }, self.restarted, self.late]
-                .map(|may_be| may_be && now >= self.not_before);
-        match error {
-            Error::Closed => true,
-            Error::PeerRestarted { .. } => restarted,
-            Error::Misuse(_) => left,
-            Error::Timeout { .. } => severed || restarted || late,
-            Error::PeerGone { .. } | Error::Io { .. } => severed || restarted,
-            Error::PeerAborted { .. } | Error::ReceiverClosed { .. } => left || severed || restarted || late,
-            // A peer that breaks the protocol, a setting that differs, a bug: never.
-            _ => false,
-        }
-    }
-}
 
 /// What became of the software of a rank.
 #[derive(Clone, Debug)]
@@ -203,25 +140,6 @@ impl Life {
             (Some(result), _) => Outcome::Ended(result.clone()),
             (None, true) => Outcome::Running,
             (None, false) => Outcome::Killed,
-        }
-    }
-}
-
-impl fmt::Display for Expectations {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { severed, met_severed, restarted, left, late, .. } = self;
-        let unmet = *severed && !met_severed;
-        let causes = [
-            (unmet, "edges that never come to be"),
-            (*met_severed, "edges that end"),
-            (*restarted, "ranks or pipes that begin anew"),
-            (*left, "users who leave"),
-            (*late, "clocks that jump"),
-        ];
-        let causes: Vec<_> = causes.iter().filter(|(may_be, _)| *may_be).map(|(_, cause)| *cause).collect();
-        match causes.is_empty() {
-            true => f.write_str("nothing may fail"),
-            false => write!(f, "errors may come of {}", causes.join(", or ")),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::transport::timing::{Backoff, after};
 use crate::wire::handshake::SessionId;
 
 /// The connector of an edge: from a rank to the next one in its ring.
-pub(super) struct Dialer<N, S> {
+pub(in crate::transport) struct Dialer<N, S> {
     net: N,
     store: S,
     ring: Ring,
@@ -25,7 +25,7 @@ pub(super) struct Dialer<N, S> {
 }
 
 /// Why a broken connection was not resumed.
-pub(super) enum NotResumed {
+pub(in crate::transport) enum NotResumed {
     /// The time is up, or nobody listens where the peer was.
     Gone(String),
     /// Another session answers in the peer's place.
@@ -35,7 +35,7 @@ pub(super) enum NotResumed {
 }
 
 impl<N: Net, S: Store> Dialer<N, S> {
-    pub(super) fn new(
+    pub(in crate::transport) fn new(
         net: N,
         store: S,
         ring: Ring,
@@ -51,7 +51,7 @@ impl<N: Net, S: Store> Dialer<N, S> {
     }
 
     /// Tries until the peer has accepted us, has refused us, or the time is up.
-    pub(super) async fn meet(&self) -> Result<Agreed<N::Stream>> {
+    pub(in crate::transport) async fn meet(&self) -> Result<Agreed<N::Stream>> {
         let limit = self.config.connect_timeout;
         let deadline = after(limit);
         let key = address_key(&self.config.group, self.ring.next());
@@ -79,7 +79,7 @@ impl<N: Net, S: Store> Dialer<N, S> {
 
     /// Connects to where the peer was, until its session has accepted us or there is no more hope.
     /// The store has no part in it: it may be gone by now.
-    pub(super) async fn resume(
+    pub(in crate::transport) async fn resume(
         &self,
         address: SocketAddr,
         peer: SessionId,
@@ -116,7 +116,7 @@ impl<N: Net, S: Store> Dialer<N, S> {
 
     /// Deletes the peer's address from the store: it is taken. That it stays behind in a store that
     /// is gone, or busy, harms nobody.
-    pub(super) async fn forget_address(&self, address: SocketAddr) {
+    pub(in crate::transport) async fn forget_address(&self, address: SocketAddr) {
         let key = address_key(&self.config.group, self.ring.next());
         let limit = self.config.heartbeat;
         let forgetting = async {

@@ -24,7 +24,8 @@ with --seed:
   --trace               print all that happens
 
 exit code: 0 if no promise was broken, 1 if one was, 2 if the command line makes
-no sense or nothing can be printed.
+no sense or nothing can be printed, 130 if it was interrupted before the end.
+Interrupted (^C), it prints what was found so far; interrupted twice, nothing.
 
 scenarios:";
 

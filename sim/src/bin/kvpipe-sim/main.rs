@@ -4,12 +4,16 @@
 //! tables are, if all of the seeds were run. Progress goes to standard error.
 
 mod args;
+mod interrupt;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use kvpipe_sim::fault::Kind;
 use kvpipe_sim::runner::{Batch, Shrunk, Summary, attempt, shrink};
 use kvpipe_sim::scenario::{Case, Scenario};
 
@@ -17,12 +21,12 @@ use crate::args::{Command, USAGE};
 
 fn main() -> ExitCode {
     let mut printed = String::new();
-    let verdict = match args::parse(std::env::args().skip(1)) {
+    let exit_code = match args::parse(std::env::args().skip(1)) {
         Ok(Command::Help) => {
             let scenarios =
                 Scenario::ALL.map(|family| format!("  {:<18} {}\n", family.name(), family.about()));
             printed = format!("{USAGE}\n{}", scenarios.concat());
-            true
+            GOOD
         }
         Ok(Command::Replay { case, trace }) => replay(&case, trace, &mut printed),
         Ok(Command::Batch { batch, as_is }) => run(&batch, as_is, &mut printed),
@@ -40,13 +44,26 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     }
-    if verdict { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    ExitCode::from(exit_code)
 }
 
-/// False if a promise was broken.
-fn run(batch: &Batch, as_is: bool, printed: &mut String) -> bool {
+/// In so many seeds of the standard mix every kind of fault strikes.
+const TELLING_SEEDS: u64 = 1000;
+
+const GOOD: u8 = 0;
+const BROKEN: u8 = 1;
+
+/// As of a process that an interrupt has ended.
+const INTERRUPTED: u8 = 130;
+
+fn run(batch: &Batch, as_is: bool, printed: &mut String) -> u8 {
+    let interrupted = interrupt::listen();
+    let is_interrupted = || interrupted.load(Ordering::Relaxed);
     let mut progress = Progress::new(batch);
-    let summary = batch.run(|summary| progress.show(summary));
+    let summary = batch.run(|summary| {
+        progress.show(summary);
+        if is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     progress.clear();
     let Summary { seeds, coverage, simulated, elapsed, failure } = &summary;
     line(printed, coverage);
@@ -58,12 +75,21 @@ fn run(batch: &Batch, as_is: bool, printed: &mut String) -> bool {
         printed,
         format_args!("{seeds}{all} seeds, {simulated:.0} s simulated in {seconds:.1} s ({speeds})"),
     );
+    if batch.scenario.is_none() && *seeds >= TELLING_SEEDS {
+        let blind = coverage.never_struck();
+        let names: Vec<_> = blind.into_iter().map(Kind::name).collect();
+        if !names.is_empty() {
+            line(printed, format_args!("of {seeds} seeds none was struck by: {}", names.join(", ")));
+        }
+    }
     let Some((case, violations)) = failure else {
-        if *seeds < planned {
-            line(printed, "the time limit was reached");
+        match (*seeds < planned, is_interrupted()) {
+            (false, _) => {}
+            (true, false) => line(printed, "the time limit was reached"),
+            (true, true) => line(printed, "it was interrupted"),
         }
         line(printed, "no promise was broken");
-        return true;
+        return if *seeds < planned && is_interrupted() { INTERRUPTED } else { GOOD };
     };
     line(printed, format_args!("\nafter {seeds} seeds FAILED: {case}"));
     violations.iter().for_each(|violation| line(printed, format_args!("  {violation}")));
@@ -71,9 +97,7 @@ fn run(batch: &Batch, as_is: bool, printed: &mut String) -> bool {
         true => case.clone(),
         false => {
             eprintln!("it is being made smaller");
-            // Each run that panics would say so.
-            std::panic::set_hook(Box::new(|_| {}));
-            let Shrunk { case, runs } = shrink(case);
+            let Shrunk { case, runs } = shrink(case, || !is_interrupted());
             line(printed, format_args!("\nmade smaller in {runs} runs, and now fails like this: {case}"));
             case
         }
@@ -81,17 +105,17 @@ fn run(batch: &Batch, as_is: bool, printed: &mut String) -> bool {
     show(&case, false, printed);
     line(printed, "\nrun it again, from the root of kvpipe:");
     line(printed, format_args!("cargo run --release --manifest-path sim/Cargo.toml -- {case} --trace"));
-    false
+    BROKEN
 }
 
-fn replay(case: &Case, trace: bool, printed: &mut String) -> bool {
+fn replay(case: &Case, trace: bool, printed: &mut String) -> u8 {
     line(printed, case);
     let good = show(case, trace, printed);
     if !good && case.faults.is_none() && case.items.is_none() {
         let (scenario, seed) = (case.scenario.name(), case.seed);
         line(printed, format_args!("\nto make it smaller: --scenario {scenario} --seeds 1 --start {seed}"));
     }
-    good
+    if good { GOOD } else { BROKEN }
 }
 
 /// Runs a case and prints what it is and what it came to. False if a promise was broken.
@@ -134,12 +158,12 @@ impl Progress {
     fn new(batch: &Batch) -> Self {
         let terminal = io::stderr().is_terminal();
         let planned = batch.seeds.end - batch.seeds.start;
-        Self { terminal, planned, time_limit: batch.time_limit, next: PERIODS[usize::from(terminal)] }
+        Self { terminal, planned, time_limit: batch.time_limit, next: Duration::ZERO }
     }
 
     fn show(&mut self, summary: &Summary) {
         let Summary { seeds, elapsed, .. } = summary;
-        if *elapsed < self.next {
+        if *elapsed < self.next || *seeds == 0 {
             return;
         }
         self.next = *elapsed + PERIODS[usize::from(self.terminal)];

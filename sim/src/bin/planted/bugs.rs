@@ -353,4 +353,56 @@ pub(crate) const BUGS: &[Bug] = &[
         )],
         finder: Finder::Seeds,
     },
+    Bug {
+        name: "one-fate",
+        what: "a rank that loses the one it receives from gives up the one it sends to, as well",
+        edits: &[
+            (
+                "src/pipe/sender.rs",
+                "impl Sender {\n",
+                "impl Sender {\n    pub(super) fn queue(&self) -> Arc<ByteQueue<Item>> {\n        Arc::clone(&self.side.queue)\n    }\n\n",
+            ),
+            (
+                "src/pipe/receiver.rs",
+                "impl Receiver {\n",
+                "impl Receiver {\n    pub(super) fn queue(&self) -> Arc<ByteQueue<Item>> {\n        Arc::clone(&self.side.queue)\n    }\n\n",
+            ),
+            (
+                "src/pipe/mod.rs",
+                "        let pipe = Self { sender: Some(sender), receiver: Some(receiver) };\n",
+                "        let (out, inbox) = (sender.queue(), receiver.queue());\n        let receive_driver: driver::Direction = Box::pin(async move {\n            receive_driver.await;\n            if let Some(error @ Error::PeerGone { .. }) = inbox.failure() {\n                out.fail(error);\n            }\n        });\n        let pipe = Self { sender: Some(sender), receiver: Some(receiver) };\n",
+            ),
+        ],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "unbounded-meeting",
+        what: "a receiver waits for its peer for four times as long as it may",
+        edits: &[(
+            TCP_IN,
+            "        let limit = self.config.connect_timeout;\n        let mut overdue",
+            "        let limit = self.config.connect_timeout * 4;\n        let mut overdue",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "long-goodbye",
+        what: "a receiver that leaves waits for twice as long as it may for a peer that does not answer",
+        edits: &[(
+            "src/pipe/driver.rs",
+            "        inbox.closed().await;\n        sleep(patience).await;\n",
+            "        inbox.closed().await;\n        sleep(patience * 2).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "slow-barrier",
+        what: "a barrier waits for twice as long as it may",
+        edits: &[(
+            "src/group/mod.rs",
+            "tokio::time::timeout(timeout, self.pass_barrier()).await;\n",
+            "tokio::time::timeout(timeout * 2, self.pass_barrier()).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
 ];
