@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvpipe::device::{CudaDevice, Device, DeviceBufferMut, Stream};
+use kvpipe::device::{CudaDevice, Device, DeviceBufferMut, DevicePool, Stream};
 use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
 use kvpipe::nccl::{Communicator, CommunicatorConfig, Library};
 use kvpipe::net::TokioNet;
@@ -15,7 +15,7 @@ use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 use kvpipe::transport::Ring;
 use kvpipe::transport::nccl::{NcclConfig, NcclTransport, VllmNcclTransport};
 use kvpipe::transport::tcp::TcpConfig;
-use kvpipe::{DType, Error, Pipe, PipeConfig, Shape, Tensor};
+use kvpipe::{Error, Pipe, PipeConfig, Tensor};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -214,7 +214,13 @@ fn a_killed_peer_is_found_and_the_communicator_aborted() {
     }
     victim.kill().unwrap();
     victim.wait().unwrap();
-    succeeded(&survivor.wait_with_output().unwrap());
+    let killed = std::time::SystemTime::now();
+    let output = survivor.wait_with_output().unwrap();
+    succeeded(&output);
+    let took = killed.elapsed().unwrap();
+    println!("gpu: the survivor had ended {took:?} after the kill");
+    // Besides the silence that it bears, a GPU's owner only has to see that the device is free.
+    assert!(on_fakes() || took < HEARTBEAT + Duration::from_secs(10), "{took:?}");
     drop(runtime);
 }
 
@@ -286,83 +292,107 @@ fn as_fast_as_nccl() {
 }
 
 async fn speed(rank: &Rank) {
-    const BYTES: usize = 16 << 20;
-    const ITEMS: usize = 64;
     let group = rank.group(WireMode::Native);
     let (device, library) = (Arc::clone(&rank.device), Arc::clone(&rank.library));
     let config = CommunicatorConfig::default();
     let raw = Arc::new(Communicator::new(&group, device, Some(library), config).await.unwrap());
-    let stream = Stream::new(&rank.device).unwrap();
-    let item = rank.tensor(BYTES, 0).await;
     let pipe = rank.pipe().await;
-    let shape = Shape::new(&[BYTES]).unwrap();
-    let mut rates = Vec::new();
-    // In turns, and the first is not counted.
-    for round in 0..4 {
-        group.barrier().await.unwrap();
+    for bytes in [4 << 20, 16 << 20] {
+        let items = (1 << 30) / bytes / if on_fakes() { 8 } else { 1 };
+        let item = rank.tensor(bytes, 0).await;
+        let mut ratios = Vec::new();
+        // In turns, and the first is not counted.
+        for round in 0..4 {
+            group.barrier().await.unwrap();
+            let started = Instant::now();
+            bare(rank, &raw, &item, items).await;
+            let bare = started.elapsed().as_secs_f64();
+            group.barrier().await.unwrap();
+            let started = Instant::now();
+            piped(rank, &pipe, &item, items).await;
+            if round > 0 {
+                ratios.push((bare / started.elapsed().as_secs_f64(), bare));
+            }
+        }
         let started = Instant::now();
-        let mut calls = JoinSet::new();
-        for _ in 0..ITEMS {
-            let (raw, stream, item) = (Arc::clone(&raw), stream.clone(), item.clone());
-            calls.spawn(async move {
-                match raw.rank() {
-                    0 => raw.send(&item, 1, &stream).await.unwrap(),
-                    _ => drop(raw.recv(DType::UInt8, shape, 0, &stream).await.unwrap()),
-                }
-            });
-            // As many at a time as the pipe has.
-            if calls.len() == 16 {
-                calls.join_next().await.unwrap().unwrap();
-            }
+        let stream = Stream::new(&rank.device).unwrap();
+        let mut target = DeviceBufferMut::allocated(&rank.device, bytes).await.unwrap();
+        for _ in 0..items {
+            target = stream.copy(item.device_buffer().unwrap(), target).unwrap().done().await.unwrap().1;
         }
-        calls.join_all().await;
-        let bare = started.elapsed();
-        group.barrier().await.unwrap();
-        let started = Instant::now();
-        match rank.rank {
-            0 => {
-                for _ in 0..ITEMS {
-                    pipe.send(Some(item.clone())).await.unwrap();
-                }
-                pipe.flush().await.unwrap();
-            }
-            _ => {
-                for _ in 0..ITEMS {
-                    pipe.recv().await.unwrap();
-                }
-            }
+        let copy = started.elapsed().as_secs_f64();
+        ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (ratio, bare) = ratios[ratios.len() / 2];
+        let gigabytes = |seconds: f64| (bytes * items) as f64 / seconds / 1e9;
+        if rank.rank == 1 {
+            println!(
+                "gpu: items of {} MiB: {:.2} of ncclSend and ncclRecv, which move {:.2} GB/s; a copy on the device {:.1} GB/s",
+                bytes >> 20,
+                ratio,
+                gigabytes(bare),
+                gigabytes(copy),
+            );
+            // Fakes have no speed, and a machine that runs them is busy with other tests.
+            assert!(on_fakes() || ratio >= 0.95, "{ratio}");
         }
-        if round > 0 {
-            rates.push((bare.as_secs_f64(), started.elapsed().as_secs_f64()));
-        }
-    }
-    let started = Instant::now();
-    for _ in 0..ITEMS {
-        let target = DeviceBufferMut::allocated(&rank.device, BYTES).await.unwrap();
-        stream.copy(item.device_buffer().unwrap(), target).unwrap().done().await.unwrap();
-    }
-    let copy = started.elapsed().as_secs_f64();
-    let gigabytes = |seconds: f64| (BYTES * ITEMS) as f64 / seconds / 1e9;
-    rates.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
-    let (bare, piped) = rates[rates.len() / 2];
-    if rank.rank == 1 {
-        println!(
-            "gpu: 16 MiB items: pipe {:.2} GB/s, ncclSend and ncclRecv {:.2} GB/s, ratio {:.2}; copy on the device {:.1} GB/s",
-            gigabytes(piped),
-            gigabytes(bare),
-            bare / piped,
-            gigabytes(copy),
-        );
     }
     group.barrier().await.unwrap();
     pipe.close().await.unwrap();
     group.barrier().await.unwrap();
 }
 
+/// NCCL without a pipe, with as many calls at a time as a pipe has, into memory that is recycled as its is.
+async fn bare(rank: &Rank, raw: &Arc<Communicator>, item: &Tensor, items: usize) {
+    let stream = Stream::new(&rank.device).unwrap();
+    let pool = DevicePool::new(&rank.device, 512 << 20);
+    let mut calls = JoinSet::new();
+    for _ in 0..items {
+        let (raw, stream, item, pool) = (Arc::clone(raw), stream.clone(), item.clone(), pool.clone());
+        calls.spawn(async move {
+            let mut group = raw.group();
+            match raw.rank() {
+                0 => group.send(&item, 1).unwrap(),
+                _ => {
+                    let to = pool.take_beside(item.byte_len(), usize::MAX).await.unwrap();
+                    group.recv_into(to, item.dtype(), *item.shape(), 0).unwrap();
+                }
+            }
+            group.run(&stream).await.unwrap();
+        });
+        if calls.len() == 16 {
+            calls.join_next().await.unwrap().unwrap();
+        }
+    }
+    calls.join_all().await;
+}
+
+async fn piped(rank: &Rank, pipe: &Pipe, item: &Tensor, items: usize) {
+    match rank.rank {
+        0 => {
+            for _ in 0..items {
+                pipe.send(Some(item.clone())).await.unwrap();
+            }
+            pipe.flush().await.unwrap();
+        }
+        _ => {
+            for _ in 0..items {
+                pipe.recv().await.unwrap();
+            }
+        }
+    }
+}
+
+/// Whether this is no GPU.
+fn on_fakes() -> bool {
+    std::env::var_os(WITHIN).is_some()
+}
+
+/// Says that the fakes are in the places of CUDA and NCCL.
+const WITHIN: &str = "KVPIPE_GPU_ON_FAKES";
+
 /// The acceptance is not to break while there is no GPU at hand.
 #[test]
 fn all_of_this_runs_on_the_fakes() {
-    const WITHIN: &str = "KVPIPE_GPU_ON_FAKES";
     if std::env::var_os(WITHIN).is_some() || std::env::var_os(CHILD).is_some() {
         return;
     }
