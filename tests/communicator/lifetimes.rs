@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvpipe::device::{DeviceBufferMut, Stream};
-use kvpipe::nccl::{Communicator, ReduceOp};
+use kvpipe::nccl::Communicator;
 use kvpipe::{DType, Error, Shape, Tensor};
 
 use crate::child::{cuda, nccl};
