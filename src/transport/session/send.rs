@@ -175,6 +175,7 @@ mod tests {
         assert_eq!(session.receive(Reply::Acknowledge { upto: 2 }), Ok(Heard::Acknowledged(2)));
         assert!(session.meet(PEER, 1).is_err());
         assert!(session.meet(PEER, 4).is_err());
+        assert_eq!(session.place(), "2 of 3 sent items were acknowledged");
         assert!(SendSession::default().meet(PEER, 1).is_err(), "the items of another");
     }
 
