@@ -5,8 +5,10 @@ mod kv_transfer;
 
 use std::time::Duration;
 
-pub use endpoint::{Device, Endpoint};
+pub use endpoint::Endpoint;
 pub use kv_transfer::{BufferDevice, KvRole, KvTransferConfig};
+
+pub use crate::device::Location;
 
 /// The limits of a pipe. Both ends have their own; only `max_item_bytes` must be equal.
 #[derive(Clone, Debug, PartialEq, Eq)]

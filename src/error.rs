@@ -8,7 +8,7 @@
 //! | nobody | [`Closed`](Error::Closed), [`ReceiverClosed`](Error::ReceiverClosed) | stop |
 //! | time | [`Timeout`](Error::Timeout) | the message says what was awaited, and for how long |
 //! | the caller | [`Misuse`](Error::Misuse), [`TooLarge`](Error::TooLarge), [`Full`](Error::Full), [`Empty`](Error::Empty) | change the call |
-//! | the environment | [`Io`](Error::Io), [`Unavailable`](Error::Unavailable) | see the source |
+//! | the environment | [`Io`](Error::Io), [`Unavailable`](Error::Unavailable), [`Unsupported`](Error::Unsupported), [`Cuda`](Error::Cuda), [`Nccl`](Error::Nccl) | see the source, or the code in the library's manual |
 //! | kvpipe | [`Bug`](Error::Bug) | report it |
 //!
 //! Every error is `Clone`, because one failure is told to everybody who waits on a pipe.
@@ -130,6 +130,39 @@ pub enum Error {
         reason: String,
     },
 
+    /// The library that was loaded is too old to have this function.
+    #[error("the NCCL library that is loaded has no {symbol}, which came with NCCL {needs_version}")]
+    Unsupported {
+        /// The function, such as `ncclMemAlloc`.
+        symbol: &'static str,
+        /// The first version that has it, such as `2.19`.
+        needs_version: &'static str,
+    },
+
+    /// The CUDA driver refused.
+    #[error("{call}: {text} (CUDA code {code})")]
+    Cuda {
+        /// The function, such as `cuMemAlloc`.
+        call: &'static str,
+        /// The driver's `CUresult`.
+        code: i32,
+        /// What the driver says to that code.
+        text: String,
+    },
+
+    /// NCCL refused.
+    #[error("{call}: {text} (NCCL code {code}){}", Detail(detail))]
+    Nccl {
+        /// The function, such as `ncclSend`.
+        call: &'static str,
+        /// NCCL's `ncclResult_t`.
+        code: i32,
+        /// What NCCL says to that code.
+        text: String,
+        /// What NCCL said last, and which rank or peer it was about; empty if there is nothing to say.
+        detail: String,
+    },
+
     /// A state that kvpipe holds to be impossible. Please report it.
     #[error("bug in kvpipe: {0}")]
     Bug(String),
@@ -198,6 +231,18 @@ struct Seconds(Duration);
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} s", self.0.as_secs_f64())
+    }
+}
+
+/// Behind a colon; nothing if it is empty.
+struct Detail<'a>(&'a str);
+
+impl fmt::Display for Detail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            "" => Ok(()),
+            text => write!(f, ": {text}"),
+        }
     }
 }
 

@@ -45,10 +45,12 @@
 //! |---|---|
 //! | [`pipe`] | [`Pipe`], its halves and its driver; how a stream ends; statistics |
 //! | [`transport`] | the contract between pipes and wires; the wires: [`memory`](transport::memory), [`tcp`](transport::tcp), [`store`](transport::store) |
+//! | [`device`] | GPUs: memory, streams, events, and copies between them and the host |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
 //! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
 //! | [`wire`] | every byte that kvpipe's own protocol sends, and vLLM's pickles, without I/O |
+//! | [`nccl`] | NCCL, loaded when it is asked for: its functions, codes and versions |
 //! | [`parallel`] | dividing tensors and layers among ranks, as vLLM does |
 //! | [`config`] | [`PipeConfig`]; reading vLLM's `--kv-transfer-config` |
 //! | [`error`] | one [`Error`], by who is at fault |
@@ -61,15 +63,23 @@
 //! drawing to the command line.
 
 pub mod config;
+// The driver's functions are C's; each call says why it may be made.
+#[allow(unsafe_code)]
+pub mod device;
 pub mod entropy;
 pub mod error;
 #[cfg(not(loom))]
 pub mod group;
+// Calling C can't do without; the module says why it may.
+#[cfg(all(unix, not(loom)))]
+#[allow(unsafe_code)]
+pub mod nccl;
 #[cfg(not(loom))]
 pub mod net;
 pub mod parallel;
 pub mod pipe;
 mod queue;
+mod stock;
 pub mod store;
 mod sync;
 pub mod tensor;

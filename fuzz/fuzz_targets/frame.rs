@@ -3,12 +3,15 @@
 #![no_main]
 
 use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply, frame_in};
+use kvpipe::wire::nccl::{NcclFrame, NcclReply};
 use kvpipe_fuzz::{check, within_limit};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     check(bytes, Frame::decode, Frame::encode_into, PREFIX_BYTES);
     check(bytes, Reply::decode, Reply::encode_into, PREFIX_BYTES);
+    check(bytes, NcclFrame::decode, NcclFrame::encode_into, PREFIX_BYTES);
+    check(bytes, NcclReply::decode, NcclReply::encode_into, PREFIX_BYTES);
     assert!(Frame::decode(bytes).is_err() || Reply::decode(bytes).is_err(), "decodes in both directions");
 
     let mut stream = bytes;

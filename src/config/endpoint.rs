@@ -1,47 +1,9 @@
 //! One pipe's view of a kv-transfer-config.
 
-use std::fmt;
 use std::time::Duration;
 
-use super::PipeConfig;
+use super::{Location, PipeConfig};
 use crate::error::{Error, Result};
-
-/// The memory that holds a process's tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// Host memory.
-    Cpu,
-    /// The GPU of this index.
-    Cuda(usize),
-}
-
-impl Device {
-    /// Refuses a device that this build can't use, which is every GPU as yet.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] that says what to do instead.
-    pub fn ensure_available(self) -> Result<()> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Cuda(_) => Err(Error::Unavailable {
-                what: self.to_string(),
-                reason: "kvpipe moves tensors in host memory only; \
-                         say \"kv_buffer_device\": \"cpu\" in the kv-transfer-config, whose default is \"cuda\""
-                    .into(),
-            }),
-        }
-    }
-}
-
-/// As torch names it: `cpu`, `cuda:0`.
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
 
 /// What one pipe needs to know of a [`KvTransferConfig`](super::KvTransferConfig): who it is, where the others are, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +20,7 @@ pub struct Endpoint {
     /// How many ranks there are.
     pub world_size: usize,
     /// Where our tensors live.
-    pub device: Device,
+    pub device: Location,
     /// The limits of the pipe.
     pub pipe: PipeConfig,
 }
@@ -89,7 +51,6 @@ impl Endpoint {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::KvTransferConfig;
 
     #[test]
@@ -100,15 +61,5 @@ mod tests {
             let error = config.unwrap().endpoint(0, 0).unwrap().ensure_pair().unwrap_err().to_string();
             assert!(error.starts_with(&format!("kv_parallel_size {size} is not 2")), "{error}");
         }
-    }
-
-    #[test]
-    fn a_gpu_is_unavailable_with_what_to_do_instead() {
-        Device::Cpu.ensure_available().unwrap();
-        let error = Device::Cuda(1).ensure_available().unwrap_err();
-        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
-        let said = error.to_string();
-        assert!(said.starts_with("cuda:1 is not available: "), "{said}");
-        assert!(said.contains(r#""kv_buffer_device": "cpu""#), "{said}");
     }
 }

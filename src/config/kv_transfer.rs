@@ -1,10 +1,12 @@
 //! vLLM's `--kv-transfer-config`: what its pipes read of it, and what they make of it.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{DEFAULT_BUFFER_BYTES, Device, Endpoint, PipeConfig};
+use super::{DEFAULT_BUFFER_BYTES, Endpoint, Location, PipeConfig};
 use crate::error::{Error, Result};
 
 /// vLLM's `KVTransferConfig` (0.9 to 0.12), as far as a pipe has a use for it.
@@ -17,17 +19,17 @@ use crate::error::{Error, Result};
 /// | `kv_parallel_size` | 1 | from 1; vLLM's own wire needs [2](Endpoint::ensure_pair) |
 /// | `kv_ip` | `"127.0.0.1"` | the host of rank 0's store |
 /// | `kv_port` | 14579 | its port, to which a pipe adds its [offset](Self::endpoint) |
-/// | `kv_buffer_device` | `"cuda"` | `"cuda"`, `"cpu"` |
+/// | `kv_buffer_device` | `"cuda"` | `"cuda"`, `"cpu"`, as in vLLM; `"cuda:1"` besides |
 /// | `kv_buffer_size` | 1e9 | bytes, from 1 to 2^53, rounded down: both budget and window of a pipe |
 /// | `kv_connector_extra_config` | `{}` | `store_timeout`: seconds, above 0, at most a year; 300 if absent |
 ///
 /// Other fields, such as `engine_id`, and other extra settings are ignored, whatever they are: they
 /// configure what has no counterpart here. All else that is not in the table is an error that names the
-/// field. So is a device of another name, such as `"cuda:1"`, for which vLLM silently takes the host;
-/// and a number in a string, which vLLM converts.
+/// field. So is a device of another name, for which vLLM silently takes the host (also for `"cuda:1"`,
+/// which here is that GPU); and a number in a string, which vLLM converts.
 ///
 /// ```
-/// use kvpipe::config::{Device, KvTransferConfig};
+/// use kvpipe::config::{KvTransferConfig, Location};
 ///
 /// let json = r#"{"kv_connector": "PyNcclConnector", "kv_role": "kv_producer",
 ///                "kv_rank": 0, "kv_parallel_size": 2, "kv_buffer_size": 5e9}"#;
@@ -37,7 +39,7 @@ use crate::error::{Error, Result};
 /// let endpoint = config.endpoint(3, 1)?;
 /// assert_eq!(endpoint.store_address(), "127.0.0.1:14580");
 /// assert_eq!((endpoint.rank, endpoint.world_size), (0, 2));
-/// assert_eq!(endpoint.device, Device::Cuda(3));
+/// assert_eq!(endpoint.device, Location::Cuda(3));
 /// assert_eq!(endpoint.pipe.budget_bytes, 5_000_000_000);
 /// # Ok::<(), kvpipe::Error>(())
 /// ```
@@ -80,9 +82,57 @@ pub enum KvRole {
 pub enum BufferDevice {
     /// `"cuda"`: the GPU that belongs to the process, by its local rank.
     Cuda,
+    /// `"cuda:1"`: the GPU of this index.
+    CudaIndex(usize),
     /// `"cpu"`: host memory.
     Cpu,
 }
+
+impl BufferDevice {
+    /// The memory that is meant, where `local_rank` is the index of the process's GPU on its machine.
+    #[must_use]
+    pub fn location(self, local_rank: usize) -> Location {
+        match self {
+            Self::Cuda => Location::Cuda(local_rank),
+            Self::CudaIndex(index) => Location::Cuda(index),
+            Self::Cpu => Location::Cpu,
+        }
+    }
+}
+
+/// As the configuration has it.
+impl fmt::Display for BufferDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cuda => f.write_str("cuda"),
+            Self::CudaIndex(index) => write!(f, "cuda:{index}"),
+            Self::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+impl FromStr for BufferDevice {
+    type Err = Error;
+
+    /// As the configuration has it.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] that quotes any other text.
+    fn from_str(text: &str) -> Result<Self> {
+        // As torch reads it: a number, without a sign or zeros before it.
+        let index =
+            text.strip_prefix("cuda:").filter(|index| *index == "0" || !index.starts_with(['0', '+']));
+        match (text, index.and_then(|index| index.parse().ok())) {
+            ("cuda", _) => Ok(Self::Cuda),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some(index)) => Ok(Self::CudaIndex(index)),
+            _ => Err(Error::Misuse(format!("{text:?} is not one of {DEVICES}"))),
+        }
+    }
+}
+
+/// What a device may be called.
+const DEVICES: &str = "\"cuda\", \"cuda:N\" and \"cpu\"";
 
 impl Default for KvTransferConfig {
     /// vLLM's own defaults.
@@ -130,7 +180,7 @@ impl KvTransferConfig {
             kv_ip: fields.get("kv_ip", "a host", text)?.unwrap_or(default.kv_ip),
             kv_port: fields.get("kv_port", "a port from 0 to 65535", port)?.unwrap_or(default.kv_port),
             kv_buffer_device: fields
-                .get("kv_buffer_device", "one of \"cuda\" and \"cpu\"", device)?
+                .get("kv_buffer_device", &format!("one of {DEVICES}"), device)?
                 .unwrap_or(default.kv_buffer_device),
             kv_buffer_size: fields
                 .get("kv_buffer_size", "a number of bytes from 1 to 2^53", bytes)?
@@ -191,10 +241,7 @@ impl KvTransferConfig {
             store_timeout: self.store_timeout,
             rank,
             world_size,
-            device: match self.kv_buffer_device {
-                BufferDevice::Cuda => Device::Cuda(local_rank),
-                BufferDevice::Cpu => Device::Cpu,
-            },
+            device: self.kv_buffer_device.location(local_rank),
             pipe: PipeConfig::default().with_buffer_bytes(self.kv_buffer_size),
         };
         // Any free port is for rank 0 to choose, and can't be so far from another one.
@@ -277,11 +324,7 @@ fn role(value: &Value) -> Option<KvRole> {
 }
 
 fn device(value: &Value) -> Option<BufferDevice> {
-    match value.as_str()? {
-        "cuda" => Some(BufferDevice::Cuda),
-        "cpu" => Some(BufferDevice::Cpu),
-        _ => None,
-    }
+    value.as_str()?.parse().ok()
 }
 
 /// A float in vLLM. Above 2^53 it is no longer exact to the byte, and no machine has that much.
@@ -362,7 +405,7 @@ mod tests {
     fn a_bad_value_is_refused_by_name_and_quoted() {
         let role = "one of \"kv_producer\", \"kv_consumer\" and \"kv_both\"";
         let (size, bytes) = ("a number of instances, from 1", "a number of bytes from 1 to 2^53");
-        let (device, port) = ("one of \"cuda\" and \"cpu\"", "a port from 0 to 65535");
+        let (device, port) = ("one of \"cuda\", \"cuda:N\" and \"cpu\"", "a port from 0 to 65535");
         for (name, values, expected) in [
             ("kv_connector", &["7", "[]", "true", "\"\""][..], "a name"),
             ("kv_role", &["\"kv_nobody\"", "\"producer\"", "1", "\"\""], role),
@@ -372,7 +415,20 @@ mod tests {
             ("kv_port", &["65536", "-1", "80.5", "\"14579\"", "null"], port),
             (
                 "kv_buffer_device",
-                &["\"cuda:1\"", "\"CUDA\"", "\"gpu\"", "\"xpu\"", "\"\"", "0", "null"],
+                &[
+                    "\"cuda:\"",
+                    "\"cuda:-1\"",
+                    "\"cuda:+1\"",
+                    "\"cuda:01\"",
+                    "\"cuda: 1\"",
+                    "\"cuda:99999999999999999999\"",
+                    "\"CUDA\"",
+                    "\"gpu\"",
+                    "\"xpu\"",
+                    "\"\"",
+                    "0",
+                    "null",
+                ],
                 device,
             ),
             ("kv_buffer_size", &["0", "0.5", "-1", "1e300", "9007199254740994", "\"1e9\"", "null"], bytes),
@@ -442,6 +498,19 @@ mod tests {
         assert_eq!(endpoint.device.to_string(), "cuda:3");
         assert_eq!((endpoint.pipe.budget_bytes, endpoint.pipe.window_bytes), (5000, 5000));
         endpoint.ensure_pair().unwrap();
+    }
+
+    #[test]
+    fn cuda_is_the_process_own_gpu_unless_it_has_an_index() {
+        for (name, location) in [
+            ("cuda", Location::Cuda(3)),
+            ("cuda:0", Location::Cuda(0)),
+            ("cuda:12", Location::Cuda(12)),
+            ("cpu", Location::Cpu),
+        ] {
+            let config = read(&format!(r#"{{"kv_rank": 0, "kv_buffer_device": "{name}"}}"#));
+            assert_eq!(config.endpoint(3, 0).unwrap().device, location);
+        }
     }
 
     fn endpoint_refusal(json: &str, port_offset: u16) -> String {

@@ -16,6 +16,7 @@ pub mod safetensors;
 mod shape;
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -27,6 +28,7 @@ pub use element::Element;
 pub use pool::{BufferMut, BufferPool, PoolStats};
 pub use shape::{MAX_DIMS, Shape};
 
+use crate::device::{Device, DeviceBuffer, Location, Staging};
 use crate::error::{Error, Result};
 
 #[cfg(target_endian = "big")]
@@ -42,7 +44,7 @@ pub type Item = Option<Tensor>;
 /// A contiguous, row-major tensor. Cloning it shares the payload.
 ///
 /// Equality is that of dtype, shape and bytes. So it is bitwise: a NaN equals itself, and 0.0 does
-/// not equal -0.0.
+/// not equal -0.0. On a device, where a look at the bytes takes a copy, it is that of the memory.
 ///
 /// ```
 /// use half::bf16;
@@ -67,6 +69,8 @@ pub struct Tensor {
 pub enum Payload {
     /// In host memory.
     Host(Bytes),
+    /// On a device.
+    Device(DeviceBuffer),
 }
 
 impl Tensor {
@@ -80,14 +84,22 @@ impl Tensor {
     /// [`Shape::byte_len`](Shape::byte_len) says, or if the shape is none.
     pub fn new(dtype: DType, shape: impl TryInto<Shape, Error: Into<Error>>, bytes: Bytes) -> Result<Self> {
         let shape = shape.try_into().map_err(Into::into)?;
-        let expected = shape.byte_len(dtype)?;
-        if bytes.len() != expected {
-            return Err(Error::Misuse(format!(
-                "a tensor {dtype} {shape} takes {expected} bytes, not {}",
-                bytes.len()
-            )));
-        }
+        check_len(dtype, &shape, bytes.len())?;
         Ok(Self { dtype, shape, payload: Payload::Host(bytes) })
+    }
+
+    /// A tensor over memory on a device, which is not copied.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_device(
+        dtype: DType,
+        shape: impl TryInto<Shape, Error: Into<Error>>,
+        buffer: DeviceBuffer,
+    ) -> Result<Self> {
+        let shape = shape.try_into().map_err(Into::into)?;
+        check_len(dtype, &shape, buffer.len())?;
+        Ok(Self { dtype, shape, payload: Payload::Device(buffer) })
     }
 
     /// A tensor with a copy of `elements`, in row-major order, in memory of its own that is aligned
@@ -142,17 +154,74 @@ impl Tensor {
     pub fn byte_len(&self) -> usize {
         match &self.payload {
             Payload::Host(bytes) => bytes.len(),
+            Payload::Device(buffer) => buffer.len(),
+        }
+    }
+
+    /// Where the payload is.
+    #[must_use]
+    pub fn location(&self) -> Location {
+        match &self.payload {
+            Payload::Host(_) => Location::Cpu,
+            Payload::Device(buffer) => buffer.device().location(),
         }
     }
 
     /// The payload in host memory: elements in row-major order, little-endian.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if the payload is not in host memory. None is elsewhere yet.
+    /// [`Error::Misuse`] if the payload is not in host memory: [`to_host`](Self::to_host) copies it.
     pub fn bytes(&self) -> Result<&Bytes> {
         match &self.payload {
             Payload::Host(bytes) => Ok(bytes),
+            Payload::Device(_) => Err(Error::Misuse(format!(
+                "a tensor on {} has no bytes in host memory; copy it with to_host",
+                self.location()
+            ))),
         }
+    }
+
+    /// The payload's memory on its device; None if it is in host memory.
+    #[must_use]
+    pub fn device_buffer(&self) -> Option<&DeviceBuffer> {
+        match &self.payload {
+            Payload::Host(_) => None,
+            Payload::Device(buffer) => Some(buffer),
+        }
+    }
+
+    /// The tensor in host memory: a copy of its payload, or what it is already.
+    ///
+    /// Whoever copies often keeps a [`Staging`].
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the copy fails, or the work that makes the payload; [`Error::Io`] if there is no
+    /// memory.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the copy.
+    pub async fn to_host(&self) -> Result<Self> {
+        let Payload::Device(buffer) = &self.payload else { return Ok(self.clone()) };
+        let mut bytes = BufferMut::zeroed(buffer.len())?;
+        Staging::new(buffer.device())?.to_host(buffer, &mut bytes).await?;
+        Self::new(self.dtype, self.shape, bytes.freeze())
+    }
+
+    /// The tensor on `device`: a copy of its payload, or what it is already. From one device to another
+    /// it goes through host memory.
+    ///
+    /// # Errors
+    /// As [`to_host`](Self::to_host).
+    ///
+    /// # Cancel safety
+    /// Nothing is lost but the copy.
+    pub async fn to_device(&self, device: &Arc<dyn Device>) -> Result<Self> {
+        if self.location() == device.location() {
+            return Ok(self.clone());
+        }
+        let host = self.to_host().await?;
+        let buffer = Staging::new(device)?.to_device(host.bytes()?).await?;
+        Self::on_device(self.dtype, self.shape, buffer)
     }
 
     /// The elements in row-major order, not copied.
@@ -209,6 +278,7 @@ impl fmt::Debug for Tensor {
         write!(f, "Tensor({} {}, {} bytes, ", self.dtype, self.shape, self.byte_len())?;
         match &self.payload {
             Payload::Host(bytes) => element::preview(f, self.dtype, bytes, PREVIEW_ELEMENTS)?,
+            Payload::Device(_) => write!(f, "on {}", self.location())?,
         }
         f.write_str(")")
     }
@@ -219,6 +289,7 @@ impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host(bytes) => write!(f, "Host({} bytes)", bytes.len()),
+            Self::Device(buffer) => write!(f, "{buffer:?}"),
         }
     }
 }
@@ -233,6 +304,14 @@ struct Elements<T>(Vec<T>);
 impl<T: Element> AsRef<[u8]> for Elements<T> {
     fn as_ref(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
+    }
+}
+
+fn check_len(dtype: DType, shape: &Shape, len: usize) -> Result<()> {
+    let expected = shape.byte_len(dtype)?;
+    match len == expected {
+        true => Ok(()),
+        false => Err(Error::Misuse(format!("a tensor {dtype} {shape} takes {expected} bytes, not {len}"))),
     }
 }
 

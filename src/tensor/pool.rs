@@ -4,8 +4,6 @@
 //! measured loopback throughput at 64 MiB. So a buffer goes back to its [`BufferPool`] when the
 //! last [`Bytes`] made of it is dropped, on whatever thread, and serves again.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut};
@@ -13,19 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 
-use super::buffer::{ALIGNMENT, AlignedMemory};
-use crate::error::{Error, Result};
-
-/// Buffers below this length are not pooled: the allocator recycles them as fast, and zeroing them
-/// costs no page fault.
-const POOLED_BYTES_MIN: usize = 4096;
-
-/// The most idle buffers of one pool, whatever their sizes, so that its book-keeping is bounded too.
-const IDLE_BUFFERS_MAX: usize = 1024;
-
-/// Capacities in every doubling: rounding up wastes less than an eighth, and lengths that differ a
-/// little, such as those of requests of similar length, share their buffers.
-const CLASSES_PER_DOUBLING: usize = 8;
+use super::buffer::AlignedMemory;
+use crate::error::Result;
+pub use crate::stock::PoolStats;
+use crate::stock::{Memory, Stock, capacity_for};
 
 /// A bounded stock of idle buffers. Clones share it.
 ///
@@ -52,25 +41,6 @@ const CLASSES_PER_DOUBLING: usize = 8;
 #[derive(Clone)]
 pub struct BufferPool {
     shared: Arc<Shared>,
-}
-
-/// A [`BufferPool`]'s counts at one moment. Bytes are capacities: what is allocated, which is a
-/// little more than what was asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PoolStats {
-    /// Bytes of the buffers that wait to be taken; never above the pool's bound.
-    pub idle_bytes: usize,
-    /// How many buffers wait to be taken.
-    pub idle_buffers: usize,
-    /// Bytes of the buffers that are in use, taken or frozen.
-    pub live_bytes: usize,
-    /// How many buffers are in use.
-    pub live_buffers: usize,
-    /// Buffers that were taken from the stock since the pool began.
-    pub hits: u64,
-    /// Buffers that had to be allocated since the pool began, small ones included.
-    pub misses: u64,
 }
 
 impl BufferPool {
@@ -115,7 +85,7 @@ impl BufferPool {
     /// The pool's counts now.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        self.shared.lock().stats
+        self.shared.lock().stats()
     }
 }
 
@@ -197,106 +167,18 @@ struct Shared {
     idle_bytes_max: usize,
     /// std's mutex and not `crate::sync`'s: nothing waits for anything while holding it, so loom has
     /// nothing to see here, and buffers may be dropped outside of a model.
-    state: Mutex<State>,
+    state: Mutex<Stock<AlignedMemory>>,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Stock<AlignedMemory>> {
         // No critical section leaves a broken state behind.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// When a buffer became idle, in give-backs since the pool began.
-type Stamp = u64;
-
-#[derive(Default)]
-struct State {
-    /// By capacity, and among equals the youngest first: its pages are most likely in a cache.
-    idle: BTreeMap<(usize, Reverse<Stamp>), AlignedMemory>,
-    /// The capacities in `idle`, longest idle first.
-    ages: BTreeMap<Stamp, usize>,
-    next_stamp: Stamp,
-    stats: PoolStats,
-}
-
-impl State {
-    fn reuse(&mut self, len: usize) -> Option<AlignedMemory> {
-        if len < POOLED_BYTES_MIN {
-            return None;
-        }
-        let largest = len.saturating_add(len / 2);
-        let (&key, _) = self.idle.range((len, Reverse(Stamp::MAX))..).next()?;
-        if key.0 > largest {
-            return None;
-        }
-        let memory = self.remove(key)?;
-        self.stats.hits += 1;
-        self.count_live(&memory);
-        Some(memory)
+impl Memory for AlignedMemory {
+    fn capacity(&self) -> usize {
+        self.capacity()
     }
-
-    fn adopt(&mut self, memory: &AlignedMemory) {
-        self.stats.misses += 1;
-        self.count_live(memory);
-    }
-
-    fn count_live(&mut self, memory: &AlignedMemory) {
-        self.stats.live_buffers += 1;
-        self.stats.live_bytes += memory.capacity();
-    }
-
-    /// Takes a live buffer back, and returns what is to be freed for it.
-    fn give_back(&mut self, memory: AlignedMemory, idle_bytes_max: usize) -> Vec<AlignedMemory> {
-        let capacity = memory.capacity();
-        self.stats.live_buffers -= 1;
-        self.stats.live_bytes -= capacity;
-        if capacity < POOLED_BYTES_MIN || capacity > idle_bytes_max {
-            return vec![memory];
-        }
-        let mut freed = self.shrink_to(idle_bytes_max - capacity);
-        if self.stats.idle_buffers >= IDLE_BUFFERS_MAX {
-            freed.extend(self.oldest().and_then(|key| self.remove(key)));
-        }
-        let stamp = self.next_stamp;
-        self.next_stamp += 1;
-        self.ages.insert(stamp, capacity);
-        self.idle.insert((capacity, Reverse(stamp)), memory);
-        self.stats.idle_buffers += 1;
-        self.stats.idle_bytes += capacity;
-        freed
-    }
-
-    /// Gives what is idle beyond so many bytes, to be freed.
-    fn shrink_to(&mut self, idle_bytes_max: usize) -> Vec<AlignedMemory> {
-        let mut freed = Vec::new();
-        while self.stats.idle_bytes > idle_bytes_max {
-            let Some(oldest) = self.oldest().and_then(|key| self.remove(key)) else { break };
-            freed.push(oldest);
-        }
-        freed
-    }
-
-    fn oldest(&self) -> Option<(usize, Reverse<Stamp>)> {
-        let (&stamp, &capacity) = self.ages.first_key_value()?;
-        Some((capacity, Reverse(stamp)))
-    }
-
-    fn remove(&mut self, key: (usize, Reverse<Stamp>)) -> Option<AlignedMemory> {
-        let memory = self.idle.remove(&key)?;
-        self.ages.remove(&key.1.0);
-        self.stats.idle_buffers -= 1;
-        self.stats.idle_bytes -= memory.capacity();
-        Some(memory)
-    }
-}
-
-/// What to allocate for `len` bytes.
-fn capacity_for(len: usize) -> Result<usize> {
-    if len < POOLED_BYTES_MIN {
-        return Ok(len);
-    }
-    let class = ((1_usize << len.ilog2()) / CLASSES_PER_DOUBLING).max(ALIGNMENT);
-    len.checked_next_multiple_of(class)
-        .ok_or_else(|| Error::Misuse(format!("a buffer of {len} bytes is over the limit of {}", isize::MAX)))
 }

@@ -9,6 +9,8 @@
 //! |---|---|---|---|---|
 //! | [`memory`] | yes | yes | yes, of an end that is dropped | no |
 //! | [`tcp`] | yes | yes | yes, of a silent peer too | yes |
+//! | [`nccl`] | yes | yes | yes, of a silent peer too | no |
+//! | [`nccl`], vLLM's wire | no | no | no | no |
 //! | [`store`], native | yes | yes | yes, of a silent peer too | yes, after an outage of the store |
 //! | [`store`], vLLM's wire | no | no | no | no |
 //!
@@ -32,6 +34,8 @@
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod memory;
+#[cfg(not(loom))]
+pub mod nccl;
 mod ring;
 #[cfg(not(loom))]
 mod session;

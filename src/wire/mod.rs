@@ -5,6 +5,7 @@
 //! | [`metadata`] | what an item is: None, or dtype and shape | every native transport |
 //! | [`frame`] | framing, and the frames of the two directions of an edge | the tcp transport |
 //! | [`handshake`] | the four messages before the first frame | the tcp transport |
+//! | [`nccl`] | the same, and two more, where NCCL carries the payloads | the nccl transport |
 //! | [`auth`] | the shared secret, and the proof of knowing it | the tcp transport |
 //! | [`object`] | what ranks of a group send one another | native groups |
 //! | [`pickle`] | the same, as Python's pickles | groups and stores that vLLM is in |
@@ -30,6 +31,7 @@ mod error;
 pub mod frame;
 pub mod handshake;
 pub mod metadata;
+pub mod nccl;
 pub mod object;
 pub mod pickle;
 pub mod text;

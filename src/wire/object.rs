@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::DecodeError;
 use super::metadata::Metadata;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// The version of this format.
@@ -41,11 +41,22 @@ pub enum Object {
 
 /// NCCL's unique id (nccl.h, `NCCL_UNIQUE_ID_BYTES`). Whoever has it can join the communicator.
 #[derive(Clone, Copy, PartialEq, Eq)]
+// NCCL takes and gives it as a C structure.
+#[repr(C)]
 pub struct UniqueId(pub [u8; Self::BYTES]);
 
 impl UniqueId {
     /// How long it is.
     pub const BYTES: usize = 128;
+
+    /// The id that these bytes are.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] unless they are exactly [`BYTES`](Self::BYTES).
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let wrong = |_| Error::Misuse(format!("a unique id has {} bytes, not {}", Self::BYTES, bytes.len()));
+        bytes.try_into().map(Self).map_err(wrong)
+    }
 }
 
 /// Without the bytes, which say where to connect.
@@ -82,7 +93,7 @@ impl Object {
     /// kvpipe's own encoding.
     ///
     /// # Errors
-    /// [`Error::Misuse`](crate::Error::Misuse) for a tensor that is not in host memory.
+    /// [`Error::Misuse`] for a tensor that is not in host memory.
     pub fn encode(&self) -> Result<Bytes> {
         let mut out = BytesMut::new();
         out.put_u8(VERSION);

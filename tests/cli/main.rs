@@ -4,8 +4,12 @@
 mod alike;
 mod bad_input;
 mod bench;
+#[path = "../nccl/built.rs"]
+mod built;
 mod demo;
+mod doctor;
 mod failures;
+mod nccl;
 mod over_store;
 #[path = "../python/mod.rs"]
 mod python;

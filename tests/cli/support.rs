@@ -17,6 +17,19 @@ use tokio::time::timeout;
 /// Far beyond what anything takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// Variables that kvpipe and NCCL read, and that no test inherits.
+pub(crate) const OF_THE_MACHINE: [&str; 9] = [
+    "KVPIPE_SECRET",
+    "KVPIPE_NCCL_SO_PATH",
+    "VLLM_NCCL_SO_PATH",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "NCCL_COMM_ID",
+    "NCCL_SOCKET_FAMILY",
+    "NCCL_SOCKET_IFNAME",
+    "LOCAL_RANK",
+];
+
 /// A running `kvpipe`.
 pub(crate) struct Process {
     child: Child,
@@ -49,7 +62,11 @@ impl Process {
     /// The same, with environment variables.
     pub(crate) fn start_with(line: &str, environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvpipe"));
-        command.args(line.split_whitespace()).env_remove("KVPIPE_SECRET").envs(environment.iter().copied());
+        command.args(line.split_whitespace());
+        for name in OF_THE_MACHINE {
+            command.env_remove(name);
+        }
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let stdout = Output::new(child.stdout.take().unwrap());

@@ -65,15 +65,13 @@ async fn the_store_timeout_is_how_long_a_peer_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_bad_json_or_a_missing_device_is_a_usage_error_that_names_the_field() {
+async fn a_bad_json_is_a_usage_error_that_names_the_field() {
     let cpu = r#""kv_buffer_device":"cpu""#;
     for (json, says) in [
         ("{", "not JSON"),
         (r#"{"kv_port":99999}"#, "kv_port 99999 is not a port"),
         (r#"{"kv_buffer_device":"gpu"}"#, "kv_buffer_device \"gpu\" is not one of"),
         (r#"{"kv_rank":2,"kv_parallel_size":2}"#, "kv_rank 2 is beyond kv_parallel_size 2"),
-        // vLLM's default, which would be a surprise if it were the host.
-        (r#"{"kv_rank":0,"kv_parallel_size":2}"#, "\"kv_buffer_device\": \"cpu\""),
         (&format!("{{{cpu}}}"), "kv_rank is missing"),
         (&format!(r#"{{"kv_rank":0,{cpu}}}"#), "world size of 1"),
         (&format!(r#"{{"kv_rank":1,"kv_parallel_size":2,"kv_port":0,{cpu}}}"#), "127.0.0.1:0"),
@@ -121,7 +119,6 @@ async fn a_demo_serves_its_store_where_the_json_says() {
 async fn a_demo_refuses_what_send_and_recv_refuse() {
     let cpu = r#""kv_buffer_device":"cpu""#;
     for (json, says) in [
-        (r#"{"kv_parallel_size":2}"#, "\"kv_buffer_device\": \"cpu\""),
         (&format!(r#"{{"kv_ip":"0.0.0.0",{cpu}}}"#), "--allow-remote"),
         (&format!(r#"{{"kv_parallel_size":65,{cpu}}}"#), "kv_parallel_size 65"),
     ] {

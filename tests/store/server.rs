@@ -1,15 +1,17 @@
 //! Where the server listens, whom it admits, and how it ends.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvpipe::Error;
-use kvpipe::net::TokioNet;
+use kvpipe::net::{Net, SocketOptions, TokioNet};
 use kvpipe::store::tcp::protocol::{MAGIC, Request};
 use kvpipe::store::tcp::{ServerStats, TcpStoreServer};
 use kvpipe::store::{Limits, Store};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{LONG, Raw, connect, encoded, in_time, listener, server, server_with, until};
 
@@ -31,6 +33,35 @@ async fn a_port_in_use_is_an_error_that_names_it() {
     let Error::Io { doing, source } = &error else { panic!("{error}") };
     assert!(doing.contains(&address.to_string()), "{error}");
     assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+/// The system's network, and what was asked of the last socket that listens.
+#[derive(Clone, Default)]
+struct Noting(Arc<Mutex<SocketOptions>>);
+
+impl Net for Noting {
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+
+    async fn connect(&self, address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
+        TokioNet.connect(address, options).await
+    }
+
+    async fn bind(&self, address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+        *self.0.lock().unwrap() = options.clone();
+        TokioNet.bind(address, options).await
+    }
+
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        TokioNet.resolve(host, port).await
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_host_is_gone_is_noticed_by_the_system_for_a_store_has_no_heartbeats() {
+    let net = Noting::default();
+    TcpStoreServer::bind(&net, (Ipv4Addr::LOCALHOST, 0).into(), Limits::default()).await.unwrap();
+    assert!(net.0.lock().unwrap().keepalive.is_some());
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use kvpipe::pipe::Undelivered;
 use kvpipe::store::MemoryStore;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming, TcpOutgoing};
 use kvpipe::{Error, Item, Pipe, Result};
+use tokio::time::Instant;
 
 use crate::cutting::{Cut, CuttingNet, Loss};
 use crate::proxy::Way;
@@ -137,6 +138,13 @@ fn assert_accounted(outcome: &Outcome, cuts: &[Cut]) {
         Error::Timeout { .. } => assert!(received.is_empty(), "after {cuts:?}"),
         error => assert!(matches!(error, Error::PeerGone { .. }), "{error} after {cuts:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_cut_both_ends_are_done_at_once() {
+    let started = Instant::now();
+    bytes_each_way(config(RESUMING)).await;
+    assert!(started.elapsed() < RESUMING / 10, "the receiver waited for a sender that had finished");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,10 +4,11 @@
 use std::fmt::Debug;
 
 use kvpipe::tensor::DType;
-use kvpipe::wire::Metadata;
 use kvpipe::wire::frame::{Frame, Reply};
 use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, Refusal, RefusalReason, Verdict, Welcome};
+use kvpipe::wire::nccl::{NcclFrame, NcclReply};
 use kvpipe::wire::text::GroupName;
+use kvpipe::wire::{Metadata, UniqueId};
 
 use crate::message::{Message, tensor};
 
@@ -72,6 +73,14 @@ fn replies_are_frozen() {
     assert_golden("reply closed", &Reply::Closed { taken: 5 });
     assert_golden("reply abort", &Reply::Abort { reason: "".into() });
     assert_golden("reply alive", &Reply::Alive);
+}
+
+#[test]
+fn what_an_nccl_edge_says_besides_is_frozen() {
+    assert_golden("nccl join", &NcclFrame::Join { id: UniqueId(std::array::from_fn(|index| index as u8)) });
+    assert_golden("frame goodbye", &NcclFrame::Edge(Frame::Goodbye));
+    assert_golden("nccl ready", &NcclReply::Ready { upto: 9 });
+    assert_golden("reply alive", &NcclReply::Edge(Reply::Alive));
 }
 
 #[test]

@@ -3,13 +3,14 @@
 use std::fmt::Debug;
 
 use kvpipe::tensor::{DType, Shape};
-use kvpipe::wire::DecodeError;
 use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply};
 use kvpipe::wire::handshake::{
     Answer, Endpoint, Hello, MAGIC, Proof, Refusal, RefusalReason, Verdict, Welcome,
 };
 use kvpipe::wire::metadata::{Metadata, TensorMetadata};
+use kvpipe::wire::nccl::{NcclFrame, NcclReply};
 use kvpipe::wire::text::{GroupName, Text};
+use kvpipe::wire::{DecodeError, UniqueId};
 use proptest::prelude::*;
 
 /// A message, with the part of its encoding that its own `decode` takes.
@@ -49,6 +50,8 @@ messages! {
     Metadata: 0;
     Frame: PREFIX_BYTES;
     Reply: PREFIX_BYTES;
+    NcclFrame: PREFIX_BYTES;
+    NcclReply: PREFIX_BYTES;
     Hello: MAGIC.len() + PREFIX_BYTES;
     Answer: MAGIC.len() + PREFIX_BYTES;
     Proof: PREFIX_BYTES;
@@ -87,6 +90,19 @@ pub(crate) fn any_reply() -> impl Strategy<Value = Reply> {
         any::<u64>().prop_map(|taken| Reply::Closed { taken }),
         any_text().prop_map(|reason| Reply::Abort { reason }),
         Just(Reply::Alive),
+    ]
+}
+
+pub(crate) fn any_nccl_frame() -> impl Strategy<Value = NcclFrame> {
+    let join = prop::collection::vec(any::<u8>(), UniqueId::BYTES)
+        .prop_map(|id| NcclFrame::Join { id: UniqueId(id.try_into().unwrap()) });
+    prop_oneof![join, any_frame().prop_map(NcclFrame::Edge)]
+}
+
+pub(crate) fn any_nccl_reply() -> impl Strategy<Value = NcclReply> {
+    prop_oneof![
+        any::<u64>().prop_map(|upto| NcclReply::Ready { upto }),
+        any_reply().prop_map(NcclReply::Edge)
     ]
 }
 

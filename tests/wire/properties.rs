@@ -2,11 +2,13 @@
 
 use kvpipe::wire::frame::{Frame, MAX_FRAME_BYTES, Reply};
 use kvpipe::wire::handshake::{Answer, Hello, Proof, Verdict};
+use kvpipe::wire::nccl::{NcclFrame, NcclReply};
 use kvpipe::wire::{DecodeError, Metadata};
 use proptest::prelude::*;
 
 use crate::message::{
-    Message, any_answer, any_frame, any_hello, any_metadata, any_proof, any_reply, any_verdict,
+    Message, any_answer, any_frame, any_hello, any_metadata, any_nccl_frame, any_nccl_reply, any_proof,
+    any_reply, any_verdict,
 };
 
 macro_rules! properties {
@@ -74,6 +76,8 @@ properties! {
     metadata: Metadata = any_metadata();
     frame: Frame = any_frame();
     reply: Reply = any_reply();
+    nccl_frame: NcclFrame = any_nccl_frame();
+    nccl_reply: NcclReply = any_nccl_reply();
     hello: Hello = any_hello();
     answer: Answer = any_answer();
     proof: Proof = any_proof();

@@ -138,8 +138,9 @@ pub async fn item_limits_that_differ_are_found_out_before_an_item_arrives(backen
     let (outgoing, incoming) = backend.edge().await;
     let limit = |max_item_bytes| PipeConfig { max_item_bytes, ..PipeConfig::default() };
     let (sender, _) = sending(outgoing, limit(1001));
-    let (receiver, _) = receiving(incoming, limit(1000));
+    // Before there is anybody who could refuse it.
     sender.send(numbered(0, 1001)).await.unwrap();
+    let (receiver, _) = receiving(incoming, limit(1000));
 
     let told = sender.close().await.unwrap_err();
     assert!(matches!(told, Error::PeerAborted { .. } | Error::PeerIncompatible { .. }), "{told}");

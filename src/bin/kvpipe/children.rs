@@ -46,10 +46,16 @@ impl<E: DeserializeOwned + Send + 'static> Children<E> {
         Ok(Self { program, output, running, events, tell, stop: watch::Sender::new(false) })
     }
 
-    /// Starts one with these arguments. `name` is what failures call it.
-    pub(crate) fn start(&mut self, name: String, arguments: Vec<OsString>) -> Result<(), Failure> {
+    /// Starts one with these arguments, and with variables besides those of this process. `name` is what
+    /// failures call it.
+    pub(crate) fn start(
+        &mut self,
+        name: String,
+        arguments: Vec<OsString>,
+        environment: Vec<(&'static str, String)>,
+    ) -> Result<(), Failure> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).kill_on_drop(true);
+        command.args(arguments).envs(environment).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|error| Failure::io(format!("starting {name}"), &error))?;
         let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());

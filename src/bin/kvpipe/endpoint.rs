@@ -6,16 +6,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use kvpipe::config::{self, BufferDevice, KvTransferConfig};
+use kvpipe::config::{self, BufferDevice, KvTransferConfig, Location};
 use kvpipe::group::{GroupConfig, WireMode};
 use kvpipe::tensor::BufferPool;
 use kvpipe::transport::Ring;
+use kvpipe::transport::nccl::{HandOut, NcclConfig};
 use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::{GroupName, Secret, TcpConfig};
 use kvpipe::{Error, PipeConfig};
 
-use crate::args::{DemoArgs, Path, PipeArgs, RANKS_MAX, RankArgs, TransferArgs};
+use crate::args::{DemoArgs, DeviceArgs, Path, PipeArgs, RANKS_MAX, RankArgs, TransferArgs};
 use crate::failure::Failure;
+use crate::gpu::{self, Gpu, Placement};
 use crate::serve;
 use crate::units::{ByteSize, HostPort, Seconds};
 
@@ -23,6 +25,9 @@ use crate::units::{ByteSize, HostPort, Seconds};
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) ring: Ring,
+    pub(crate) path: Path,
+    /// Where our tensors are, or are to come.
+    pub(crate) location: Location,
     pub(crate) store: HostPort,
     /// Whether the store is nobody's in the ring.
     pub(crate) external_store: bool,
@@ -46,7 +51,11 @@ impl Place {
         if config.kv_rank.is_none() {
             return Err(Failure::usage("kv_rank is missing").hint("say it in the JSON, or with --rank"));
         }
+        let asked_for = args.transfer.kv_transfer_config.as_ref().map(|config| config.kv_buffer_device);
+        let path = Path::new(args.transport, args.wire, args.device.device.or(asked_for))?;
+        check_nccl(Some(path), &args.device)?;
         let endpoint = endpoint(&config, &args.transfer)?;
+        let location = location(path, args.device.device.or(asked_for))?;
         let ring = Ring::new(endpoint.rank, endpoint.world_size).map_err(|error| usage(&error))?;
         if ring.world_size() == 1 {
             return Err(Failure::usage("a world size of 1 has nobody to talk to"));
@@ -63,6 +72,8 @@ impl Place {
         let limits = with_options(endpoint.pipe, &args.pipe, timeout);
         let place = Self {
             ring,
+            path,
+            location,
             store,
             external_store: args.external_store,
             allow_remote: args.transfer.allow_remote,
@@ -89,6 +100,8 @@ pub(crate) struct DemoPlan {
     pub(crate) store: SocketAddr,
     pub(crate) timeout: Seconds,
     pub(crate) pipe: PipeArgs,
+    /// Which GPUs the ranks have; None if they need none.
+    pub(crate) placement: Option<Placement>,
 }
 
 impl DemoPlan {
@@ -98,15 +111,17 @@ impl DemoPlan {
         let path = args.path()?;
         if let Some(path) = path {
             // Every rank will do so; here it is said once.
-            Way::new(path, tcp_config(&args.pipe, "", Duration::ZERO)?)?;
+            check_settings(path, &tcp_config(&args.pipe, "", Duration::ZERO)?)?;
         }
+        check_nccl(path, &args.device)?;
         let own = Self {
             ranks: args.ranks.unwrap_or(2),
             store: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             timeout: args.timeout.unwrap_or(Seconds(Duration::from_secs(60))),
             pipe: args.pipe.clone(),
+            placement: None,
         };
-        let Some(config) = &args.transfer.kv_transfer_config else { return Ok(own) };
+        let Some(config) = &args.transfer.kv_transfer_config else { return own.along(path, args) };
         // A demo starts them all.
         let mut config = config.clone();
         config.kv_rank = Some(0);
@@ -114,7 +129,7 @@ impl DemoPlan {
         let store = HostPort { host: endpoint.store_host, port: endpoint.store_port };
         let (size, budget) = (endpoint.world_size, ByteSize(endpoint.pipe.budget_bytes));
         let ranks = u16::try_from(size).ok().filter(|ranks| i64::from(*ranks) <= RANKS_MAX);
-        Ok(Self {
+        let plan = Self {
             ranks: args.ranks.or(ranks).ok_or_else(|| {
                 Failure::usage(format!(
                     "kv_parallel_size {size} is more than the {RANKS_MAX} ranks of a demo"
@@ -126,23 +141,56 @@ impl DemoPlan {
             },
             timeout: args.timeout.unwrap_or(Seconds(endpoint.store_timeout)),
             pipe: PipeArgs { buffer_size: args.pipe.buffer_size.or(Some(budget)), ..own.pipe },
-        })
+            placement: None,
+        };
+        plan.along(path, args)
+    }
+
+    /// With what its path needs.
+    fn along(mut self, path: Option<Path>, args: &DemoArgs) -> Result<Self, Failure> {
+        let alone = match path {
+            Some(Path::Vllm) => Some("on vllm's wire"),
+            // Both ends of its edge would be ranks of one communicator on one GPU, which NCCL refuses.
+            Some(Path::Nccl) => Some("by nccl"),
+            _ => None,
+        };
+        if let (Some(how), 1) = (alone, self.ranks) {
+            let why = format!("{how} a rank can't send to itself");
+            return Err(Failure::usage(why).hint("--ranks 2 or more"));
+        }
+        if path.is_some_and(Path::by_nccl) {
+            let placement = Placement::of_ranks(usize::from(self.ranks), args.device_asked_for())?;
+            self.placement = Some(placement);
+        }
+        Ok(self)
     }
 }
 
-/// The configuration that options are laid over. Without one, all defaults are vLLM's, save the device.
+/// The configuration that options are laid over. Without one, all defaults are vLLM's.
 fn base_config(args: &TransferArgs) -> KvTransferConfig {
-    args.kv_transfer_config.clone().unwrap_or_else(|| {
-        let mut config = KvTransferConfig::default();
-        config.kv_buffer_device = BufferDevice::Cpu;
-        config
-    })
+    args.kv_transfer_config.clone().unwrap_or_default()
 }
 
 fn endpoint(config: &KvTransferConfig, args: &TransferArgs) -> Result<config::Endpoint, Failure> {
-    let endpoint = config.endpoint(0, args.port_offset.unwrap_or(0)).map_err(|error| usage(&error))?;
-    endpoint.device.ensure_available().map_err(|error| usage(&error))?;
-    Ok(endpoint)
+    // Which device is meant is a matter of the transport as well: see `location`.
+    config.endpoint(0, args.port_offset.unwrap_or(0)).map_err(|error| usage(&error))
+}
+
+/// Where the tensors of a rank are whose machine has other ranks that we know nothing of.
+fn location(path: Path, device: Option<BufferDevice>) -> Result<Location, Failure> {
+    match device {
+        _ if !path.by_nccl() => Ok(Location::Cpu),
+        Some(device @ (BufferDevice::CudaIndex(_) | BufferDevice::Cpu)) => Ok(device.location(0)),
+        None | Some(BufferDevice::Cuda) => Ok(Location::Cuda(gpu::local_rank()?)),
+    }
+}
+
+/// A library is named for NCCL only.
+pub(crate) fn check_nccl(path: Option<Path>, args: &DeviceArgs) -> Result<(), Failure> {
+    match args.nccl.is_some() && !path.is_some_and(Path::by_nccl) {
+        true => Err(Failure::usage("--nccl has no meaning without --transport nccl").hint("leave it out")),
+        false => Ok(()),
+    }
 }
 
 fn usage(error: &Error) -> Failure {
@@ -178,89 +226,145 @@ pub(crate) fn tcp_config(args: &PipeArgs, group: &str, timeout: Duration) -> Res
     Ok(TcpConfig { group, secret, checksum, connect_timeout: timeout, ..TcpConfig::default() })
 }
 
-/// The way of a rank that is one of many commands.
-pub(crate) fn rank_way(rank: &RankArgs, timeout: Duration) -> Result<Way, Failure> {
-    let path = Path::new(rank.transport, rank.wire)?;
-    if rank.host.is_some() && path != Path::Tcp {
+/// The way of a rank that is one of many commands. Opens the GPU, if it needs one.
+pub(crate) fn rank_way(rank: &RankArgs, place: &Place) -> Result<Way, Failure> {
+    let path = place.path;
+    if rank.host.is_some() && !matches!(path, Path::Tcp | Path::Nccl) {
         let why = "nobody connects to a rank there";
         return Err(Failure::usage("--host has no meaning through a store").detail(why).hint("leave it out"));
     }
     for (option, is_given) in
         [("--heartbeat", rank.heartbeat.is_some()), ("--reconnect", rank.reconnect.is_some())]
     {
-        if is_given && path == Path::Vllm {
+        if is_given && path.is_vllms() {
             return Err(Failure::usage(format!("{option} has no meaning on vllm's wire"))
                 .detail("a peer there gives no sign of life")
                 .hint("leave it out"));
         }
     }
-    let mut config = tcp_config(&rank.pipe, &rank.group, timeout)?;
+    if rank.reconnect.is_some() && path == Path::Nccl {
+        return Err(Failure::usage("--reconnect has no meaning by nccl")
+            .detail("NCCL can't go on after a failure")
+            .hint("leave it out"));
+    }
+    let mut config = tcp_config(&rank.pipe, &rank.group, place.timeout)?;
     config.heartbeat = rank.heartbeat.map_or(config.heartbeat, |heartbeat| heartbeat.0);
     config.reconnect_timeout = rank.reconnect.map_or(config.reconnect_timeout, |reconnect| reconnect.0);
     if config.heartbeat < TcpConfig::HEARTBEAT_MIN {
         let (given, least) = (config.heartbeat.as_secs_f64(), TcpConfig::HEARTBEAT_MIN.as_secs_f64());
         return Err(Failure::usage(format!("--heartbeat {given} is below {least} seconds")));
     }
-    Way::new(path, config)
+    // Files are what it is for.
+    Way::new(path, config, &rank.device, place.location, HandOut::OnHost)
 }
 
 /// How items travel, with all settings of it.
 pub(crate) enum Way {
     Tcp(TcpConfig),
     Store(StoreConfig),
+    Nccl(NcclConfig),
     Vllm(VllmConfig),
 }
 
 /// vLLM's wire.
 pub(crate) struct VllmConfig {
     pub(crate) group: GroupConfig,
-    pub(crate) pool: BufferPool,
+    pub(crate) payloads: VllmPayloads,
+}
+
+/// What tensors travel by on vLLM's wire.
+pub(crate) enum VllmPayloads {
+    /// The store, like all else.
+    Store(BufferPool),
+    Nccl(Box<NcclConfig>),
 }
 
 impl Way {
     /// `tcp` has what the ways have in common, and more; what only TCP has is refused elsewhere.
-    pub(crate) fn new(path: Path, tcp: TcpConfig) -> Result<Self, Failure> {
-        let without = |what: &str, why: &str| {
-            Err(Failure::usage(format!("{what} has no meaning through a store"))
-                .detail(why)
-                .hint("leave it out"))
+    pub(crate) fn new(
+        path: Path,
+        tcp: TcpConfig,
+        device: &DeviceArgs,
+        location: Location,
+        hand_out: HandOut,
+    ) -> Result<Self, Failure> {
+        check_settings(path, &tcp)?;
+        let nccl = |tcp: &TcpConfig| {
+            Gpu::open(location, device.nccl.as_deref()).map(|gpu| gpu.config(tcp.clone(), hand_out))
         };
-        if path == Path::Tcp {
-            return Ok(Self::Tcp(tcp));
-        }
-        let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } = tcp;
-        if tcp.secret.is_some() {
-            return without(
-                "a secret (--secret-file, KVPIPE_SECRET)",
-                "whoever reaches the store can read and change everything",
-            );
-        }
-        if tcp.checksum {
-            return without("--checksum", "values are checked by the connections to the store only");
-        }
-        if path == Path::Store {
-            let config = StoreConfig::default();
-            return Ok(Self::Store(StoreConfig {
-                group,
-                connect_timeout,
-                heartbeat,
-                reconnect_timeout,
-                entropy,
-                pool,
-                ..config
-            }));
-        }
-        if group != GroupName::default() {
-            return Err(Failure::usage("vllm's wire has no names of groups").hint("leave out --group"));
-        }
-        let group = GroupConfig {
-            wire: WireMode::Vllm,
-            timeout: connect_timeout,
-            deletes_received: true,
-            entropy,
-            ..GroupConfig::default()
+        Ok(match path {
+            Path::Tcp => Self::Tcp(tcp),
+            Path::Nccl => Self::Nccl(nccl(&tcp)?),
+            Path::Store => {
+                let TcpConfig { group, connect_timeout, heartbeat, reconnect_timeout, entropy, pool, .. } =
+                    tcp;
+                Self::Store(StoreConfig {
+                    group,
+                    connect_timeout,
+                    heartbeat,
+                    reconnect_timeout,
+                    entropy,
+                    pool,
+                    ..StoreConfig::default()
+                })
+            }
+            Path::Vllm => {
+                Self::Vllm(VllmConfig { group: vllm_group(&tcp), payloads: VllmPayloads::Store(tcp.pool) })
+            }
+            Path::VllmNccl => Self::Vllm(VllmConfig {
+                group: vllm_group(&tcp),
+                payloads: VllmPayloads::Nccl(Box::new(nccl(&tcp)?)),
+            }),
+        })
+    }
+
+    /// The GPU that was opened for it.
+    pub(crate) fn gpu(&self) -> Option<Gpu> {
+        let config = match self {
+            Self::Nccl(config) => config,
+            Self::Vllm(VllmConfig { payloads: VllmPayloads::Nccl(config), .. }) => config,
+            _ => return None,
         };
-        Ok(Self::Vllm(VllmConfig { group, pool }))
+        Some(Gpu { device: config.device.clone(), library: config.library.clone() })
+    }
+}
+
+/// Refuses what a way has no use for.
+fn check_settings(path: Path, tcp: &TcpConfig) -> Result<(), Failure> {
+    let where_to = match path {
+        Path::Tcp => return Ok(()),
+        Path::Nccl | Path::VllmNccl => "by nccl",
+        Path::Store | Path::Vllm => "through a store",
+    };
+    let without = |what: &str, why: &str| {
+        Err(Failure::usage(format!("{what} has no meaning {where_to}")).detail(why).hint("leave it out"))
+    };
+    if tcp.secret.is_some() && path != Path::Nccl {
+        return without(
+            "a secret (--secret-file, KVPIPE_SECRET)",
+            "whoever reaches the store can read and change everything",
+        );
+    }
+    if tcp.checksum {
+        let why = match path.by_nccl() {
+            true => "payloads go from GPU to GPU, unseen by us",
+            false => "values are checked by the connections to the store only",
+        };
+        return without("--checksum", why);
+    }
+    if path.is_vllms() && tcp.group != GroupName::default() {
+        return Err(Failure::usage("vllm's wire has no names of groups").hint("leave out --group"));
+    }
+    Ok(())
+}
+
+fn vllm_group(tcp: &TcpConfig) -> GroupConfig {
+    GroupConfig {
+        wire: WireMode::Vllm,
+        timeout: tcp.connect_timeout,
+        deletes_received: true,
+        entropy: tcp.entropy.clone(),
+        ..GroupConfig::default()
     }
 }
 

@@ -83,10 +83,26 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let failure = Self::new(chain(&error));
+        let failure = match &error {
+            Error::Unavailable { what, reason } => unavailable(what, reason),
+            error => Self::new(chain(error)),
+        };
         match hint_for(&error) {
             Some(hint) => failure.hint(hint),
             None => failure,
+        }
+    }
+}
+
+/// Several attempts stand on a line each.
+fn unavailable(what: &str, reason: &str) -> Failure {
+    let attempts: Vec<&str> = reason.split("; ").collect();
+    match attempts[..] {
+        [only] => Failure::new(format!("{what} is not available: {only}")),
+        _ => {
+            attempts.into_iter().fold(Failure::new(format!("{what} is not available")), |failure, attempt| {
+                failure.detail(attempt)
+            })
         }
     }
 }
@@ -132,6 +148,15 @@ mod tests {
     fn a_source_that_is_quoted_already_is_not_repeated() {
         let error = Error::io("binding 127.0.0.1:1", io::Error::other("no such luck"));
         assert_eq!(Failure::from(error).to_string(), "kvpipe: error: binding 127.0.0.1:1: no such luck\n");
+    }
+
+    #[test]
+    fn what_was_tried_stands_on_a_line_each_if_it_was_more_than_one_thing() {
+        let failure = |reason: &str| {
+            Failure::from(Error::Unavailable { what: "NCCL".into(), reason: reason.into() }).to_string()
+        };
+        assert_eq!(failure("a: no"), "kvpipe: error: NCCL is not available: a: no\n");
+        assert_eq!(failure("a: no; b: no"), "kvpipe: error: NCCL is not available\n  a: no\n  b: no\n");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The kvpipe command line: `demo`, `bench`, `store`, `send` and `recv`.
+//! The kvpipe command line: `demo`, `bench`, `doctor`, `store`, `send` and `recv`.
 //!
 //! Standard output has the results only (with `--json`, nothing but JSON lines); notes, progress and
 //! errors go to standard error. The exit code is 0 for success, 1 for a failure and 2 for arguments
@@ -16,9 +16,13 @@ mod children;
 #[cfg(not(loom))]
 mod demo;
 #[cfg(not(loom))]
+mod doctor;
+#[cfg(not(loom))]
 mod endpoint;
 #[cfg(not(loom))]
 mod failure;
+#[cfg(not(loom))]
+mod gpu;
 #[cfg(not(loom))]
 mod output;
 #[cfg(not(loom))]

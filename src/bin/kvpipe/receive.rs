@@ -10,9 +10,10 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Receiver;
 use kvpipe::tensor::{DType, Item, Tensor, safetensors};
+use kvpipe::transport::nccl::NcclIncoming;
 use kvpipe::transport::store::StoreIncoming;
-use kvpipe::transport::tcp::{TcpConfig, TcpIncoming};
-use kvpipe::transport::{Incoming, Ring, Transport};
+use kvpipe::transport::tcp::TcpIncoming;
+use kvpipe::transport::{Incoming, Transport};
 use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -23,28 +24,33 @@ use crate::failure::{self, Failure};
 use crate::output::Output;
 use crate::rendezvous::{Membership, Rendezvous};
 use crate::units::{Count, Size};
-use crate::vllm::VllmRank;
+use crate::vllm::{VllmEdges, VllmRank};
 
 /// Receives until the end, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     let place = Place::new(&args.rank)?;
-    let way = endpoint::rank_way(&args.rank, place.timeout)?;
-    if let (Way::Vllm(_), Some(_), None) = (&way, &args.output, args.count) {
+    if place.path.is_vllms() && args.output.is_some() && args.count.is_none() {
         return Err(Failure::usage("--output needs --count on vllm's wire, which has no end to write it at"));
     }
     if let Some(path) = &args.output {
         // What has been received can't be received again, so this is the time to find out.
         check_writable(path)?;
     }
+    let way = endpoint::rank_way(&args.rank, &place)?;
     let output = Output::new(args.rank.json).with_progress(None);
+    if let Some(gpu) = way.gpu() {
+        output.note(format_args!("receives on {gpu}"));
+    }
     let ring = place.ring;
     let (outcome, membership) = match way {
         Way::Tcp(config) => {
             let rendezvous = Rendezvous::join(&place, &output).await?;
-            let outcome = match listen(&args, ring, config, &rendezvous, &output).await {
-                Ok(incoming) => transfer(&args, place, incoming, &output).await,
-                Err(failure) => Err(failure),
+            let listen = async |address| {
+                let incoming =
+                    TcpIncoming::bind(TokioNet, &rendezvous.store(), ring, address, config).await?;
+                Ok((incoming.local_addr(), incoming))
             };
+            let outcome = listen_and_transfer(&args, place, listen, &rendezvous, &output).await;
             (outcome, Membership::Native(rendezvous))
         }
         Way::Store(config) => {
@@ -52,10 +58,21 @@ pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
             let incoming = StoreIncoming::new(rendezvous.store(), ring, config);
             (transfer(&args, place, incoming, &output).await, Membership::Native(rendezvous))
         }
+        Way::Nccl(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let listen = async |address| {
+                let incoming =
+                    NcclIncoming::bind(TokioNet, &rendezvous.store(), ring, address, config).await?;
+                Ok((incoming.local_addr(), incoming))
+            };
+            let outcome = listen_and_transfer(&args, place, listen, &rendezvous, &output).await;
+            (outcome, Membership::Native(rendezvous))
+        }
         Way::Vllm(config) => {
             let rank = VllmRank::join(&place, config, &output).await?;
-            let outcome = match rank.transport().await {
-                Ok(transport) => transfer(&args, place, transport.split().1, &output).await,
+            let outcome = match rank.edges().await {
+                Ok(VllmEdges::Store(edges)) => transfer(&args, place, edges.split().1, &output).await,
+                Ok(VllmEdges::Nccl(edges)) => transfer(&args, place, edges.split().1, &output).await,
                 Err(failure) => Err(failure),
             };
             (outcome, Membership::Vllm(rank))
@@ -67,18 +84,17 @@ pub(crate) async fn run(args: RecvArgs) -> Result<ExitCode, Failure> {
     Ok(code)
 }
 
-async fn listen(
+/// Where the peer connects to us.
+async fn listen_and_transfer<I: Incoming>(
     args: &RecvArgs,
-    ring: Ring,
-    config: TcpConfig,
+    place: Place,
+    listen: impl AsyncFnOnce(SocketAddr) -> Result<(SocketAddr, I), Error>,
     rendezvous: &Rendezvous,
     output: &Output,
-) -> Result<TcpIncoming<TokioNet>, Failure> {
-    let store = rendezvous.store();
-    let address = SocketAddr::new(published_ip(args, rendezvous)?, 0);
-    let incoming = TcpIncoming::bind(TokioNet, &store, ring, address, config).await?;
-    output.note(format_args!("rank {} receives at {}", ring.rank(), incoming.local_addr()));
-    Ok(incoming)
+) -> Result<(), Failure> {
+    let (address, incoming) = listen(SocketAddr::new(published_ip(args, rendezvous)?, 0)).await?;
+    output.note(format_args!("rank {} receives at {address}", place.ring.rank()));
+    transfer(args, place, incoming, output).await
 }
 
 async fn transfer(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kvpipe::net::TokioNet;
 use kvpipe::pipe::Sender;
 use kvpipe::tensor::{Item, safetensors};
+use kvpipe::transport::nccl::NcclOutgoing;
 use kvpipe::transport::store::StoreOutgoing;
 use kvpipe::transport::tcp::TcpOutgoing;
 use kvpipe::transport::{Outgoing, Transport};
@@ -15,37 +16,49 @@ use kvpipe::{Error, Pipe};
 use serde::Serialize;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::args::{SendArgs, Wire};
+use crate::args::{self, SendArgs};
 use crate::endpoint::{self, Place, Way};
 use crate::failure::{self, Failure};
 use crate::output::{Output, PROGRESS_INTERVAL};
 use crate::rendezvous::{Membership, Rendezvous};
 use crate::units::{Count, Size};
-use crate::vllm::VllmRank;
+use crate::vllm::{VllmEdges, VllmRank};
 
 /// Sends everything, then waits until the others have left the store, if it is ours.
 pub(crate) async fn run(args: SendArgs) -> Result<ExitCode, Failure> {
     let place = Place::new(&args.rank)?;
-    let way = endpoint::rank_way(&args.rank, place.timeout)?;
     let items = read_items(&args.items)?;
+    let way = endpoint::rank_way(&args.rank, &place)?;
     let bytes = items.iter().map(Planned::bytes).sum();
     let output = Output::new(args.rank.json).with_progress(Some(bytes));
+    if let Some(gpu) = way.gpu() {
+        output.note(format_args!("sends from {gpu}"));
+    }
     let ring = place.ring;
     let (outcome, membership) = match way {
         Way::Tcp(config) => {
             let rendezvous = Rendezvous::join(&place, &output).await?;
             let outgoing = TcpOutgoing::new(TokioNet, rendezvous.store(), ring, config);
-            (transfer(&place, Wire::Native, outgoing, &items, &output).await, Membership::Native(rendezvous))
+            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
         }
         Way::Store(config) => {
             let rendezvous = Rendezvous::join(&place, &output).await?;
             let outgoing = StoreOutgoing::new(rendezvous.store(), ring, config);
-            (transfer(&place, Wire::Native, outgoing, &items, &output).await, Membership::Native(rendezvous))
+            (transfer(&place, outgoing, &items, &output).await, Membership::Native(rendezvous))
+        }
+        Way::Nccl(config) => {
+            let rendezvous = Rendezvous::join(&place, &output).await?;
+            let outcome = match NcclOutgoing::new(TokioNet, rendezvous.store(), ring, config) {
+                Ok(outgoing) => transfer(&place, outgoing, &items, &output).await,
+                Err(error) => Err(error.into()),
+            };
+            (outcome, Membership::Native(rendezvous))
         }
         Way::Vllm(config) => {
             let rank = VllmRank::join(&place, config, &output).await?;
-            let outcome = match rank.transport().await {
-                Ok(transport) => transfer(&place, Wire::Vllm, transport.split().0, &items, &output).await,
+            let outcome = match rank.edges().await {
+                Ok(VllmEdges::Store(edges)) => transfer(&place, edges.split().0, &items, &output).await,
+                Ok(VllmEdges::Nccl(edges)) => transfer(&place, edges.split().0, &items, &output).await,
                 Err(failure) => Err(failure),
             };
             (outcome, Membership::Vllm(rank))
@@ -86,12 +99,11 @@ fn read_items(arguments: &[PathBuf]) -> Result<Vec<Planned>, Failure> {
 
 async fn transfer(
     place: &Place,
-    wire: Wire,
     outgoing: impl Outgoing,
     items: &[Planned],
     output: &Output,
 ) -> Result<(), Failure> {
-    let (ring, patience) = (place.ring, place.timeout);
+    let (ring, path, patience) = (place.ring, place.path, place.timeout);
     let (pipe, driver) = Pipe::send_only(outgoing, place.limits.clone());
     let mut driver = tokio::spawn(driver);
     let sender = pipe.sender()?;
@@ -99,7 +111,7 @@ async fn transfer(
     let sent = tokio::select! {
         biased;
         sent = send_all(sender, items, patience) => sent,
-        never = show_progress(sender, wire, output) => match never {},
+        never = show_progress(sender, path, output) => match never {},
     };
     // When sending times out, the driver's own deadline passes as well, and it knows better what was
     // missing.
@@ -118,7 +130,7 @@ async fn transfer(
     // Nothing changes any more, so the report is final.
     let report = Report::new(items, sender, reason.as_ref(), started.elapsed());
     match reason {
-        None => output.result(report.line(wire, ring.next()), &report),
+        None => output.result(report.line(path, ring.next()), &report),
         Some(error) => {
             output.json(&report)?;
             Err(report.failure(error))
@@ -144,20 +156,21 @@ async fn send_one(sender: &Sender, item: &Item, patience: Duration) -> Result<()
     }
 }
 
-async fn show_progress(sender: &Sender, wire: Wire, output: &Output) -> Infallible {
+async fn show_progress(sender: &Sender, path: args::Path, output: &Output) -> Infallible {
     loop {
         let stats = sender.stats();
-        let done = done(wire);
+        let done = done(path);
         output.progress(stats.delivered_bytes, format_args!("{} items {done}", stats.delivered_items));
         sleep(PROGRESS_INTERVAL).await;
     }
 }
 
 /// What an item is that counts as delivered. On vLLM's wire nobody says that it has come.
-fn done(wire: Wire) -> &'static str {
-    match wire {
-        Wire::Native => "delivered",
-        Wire::Vllm => "stored",
+fn done(path: args::Path) -> &'static str {
+    match path {
+        args::Path::Tcp | args::Path::Store | args::Path::Nccl => "delivered",
+        args::Path::Vllm => "stored",
+        args::Path::VllmNccl => "sent",
     }
 }
 
@@ -166,7 +179,8 @@ fn done(wire: Wire) -> &'static str {
 struct Report<'a> {
     /// How many were to be sent.
     items: usize,
-    /// How many the peer's inbox has acknowledged, or on vLLM's wire the store; always the first ones.
+    /// How many the peer's inbox has acknowledged, or on vLLM's wire the store or the GPU; always the first
+    /// ones.
     delivered: u64,
     /// Their payloads' bytes.
     bytes: u64,
@@ -224,9 +238,9 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn line(&self, wire: Wire, peer: usize) -> String {
+    fn line(&self, path: args::Path, peer: usize) -> String {
         let Self { delivered, bytes, seconds, .. } = self;
-        let (done, to) = (done(wire), if wire == Wire::Vllm { "for" } else { "to" });
+        let (done, to) = (done(path), if path == args::Path::Vllm { "for" } else { "to" });
         format!("{done} {} ({}) {to} rank {peer} in {seconds:.3} s", Count(*delivered, "item"), Size(*bytes))
     }
 

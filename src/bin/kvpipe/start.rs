@@ -8,7 +8,7 @@ use tokio::runtime::Builder;
 
 use crate::args::{Arguments, Command};
 use crate::failure::Failure;
-use crate::{bench, demo, receive, send, serve};
+use crate::{bench, demo, doctor, receive, send, serve};
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
@@ -44,6 +44,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::DemoRank(rank) => demo::run_rank(rank).await,
             Command::Bench(bench) => bench::run(bench).await,
             Command::BenchPeer(peer) => bench::run_peer(peer).await,
+            Command::Doctor(doctor) => doctor::run(doctor).await,
             Command::Store(store) => serve::run(store).await,
             Command::Send(send) => send::run(send).await,
             Command::Recv(recv) => receive::run(recv).await,

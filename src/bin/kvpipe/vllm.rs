@@ -8,10 +8,10 @@ use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Limits;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
-use kvpipe::tensor::BufferPool;
+use kvpipe::transport::nccl::{NcclConfig, VllmNcclTransport};
 use kvpipe::transport::store::VllmTransport;
 
-use crate::endpoint::{Place, VllmConfig};
+use crate::endpoint::{Place, VllmConfig, VllmPayloads};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::serve;
@@ -19,15 +19,37 @@ use crate::serve;
 /// A rank that has joined, and the store where it is ours.
 pub(crate) struct VllmRank {
     group: Arc<StatelessProcessGroup<TcpStore<TokioNet>>>,
-    pool: BufferPool,
+    payloads: VllmPayloads,
     timeout: Duration,
     serves: bool,
+}
+
+/// Both edges of a rank.
+pub(crate) enum VllmEdges {
+    Store(VllmTransport<TcpStore<TokioNet>>),
+    Nccl(Box<VllmNcclTransport<TcpStore<TokioNet>>>),
+}
+
+impl VllmEdges {
+    /// Meets the others in their barrier; and in a communicator, if there is to be one.
+    pub(crate) async fn meet(
+        group: Arc<StatelessProcessGroup<TcpStore<TokioNet>>>,
+        payloads: &VllmPayloads,
+    ) -> Result<Self, Failure> {
+        Ok(match payloads {
+            VllmPayloads::Store(pool) => Self::Store(VllmTransport::meet(group, pool.clone()).await?),
+            VllmPayloads::Nccl(config) => {
+                let config = NcclConfig::clone(config);
+                Self::Nccl(Box::new(VllmNcclTransport::meet(group, config).await?))
+            }
+        })
+    }
 }
 
 impl VllmRank {
     /// As vLLM's pipe begins: the store, everybody counted in by rank 0.
     pub(crate) async fn join(place: &Place, config: VllmConfig, output: &Output) -> Result<Self, Failure> {
-        let VllmConfig { group: config, pool } = config;
+        let VllmConfig { group: config, payloads } = config;
         let (rank, world_size, timeout) = (place.ring.rank(), place.ring.world_size(), place.timeout);
         let serves = place.serves_store();
         let group = if serves {
@@ -53,12 +75,12 @@ impl VllmRank {
             }
             StatelessProcessGroup::new(store, rank, world_size, config)?
         };
-        Ok(Self { group: Arc::new(group), pool, timeout, serves })
+        Ok(Self { group: Arc::new(group), payloads, timeout, serves })
     }
 
-    /// Meets the others in their barrier.
-    pub(crate) async fn transport(&self) -> Result<VllmTransport<TcpStore<TokioNet>>, Failure> {
-        Ok(VllmTransport::meet(Arc::clone(&self.group), self.pool.clone()).await?)
+    /// Meets the others.
+    pub(crate) async fn edges(&self) -> Result<VllmEdges, Failure> {
+        VllmEdges::meet(Arc::clone(&self.group), &self.payloads).await
     }
 
     /// Stays until the others have left, if the store is ours. To be called when the pipe is gone, on

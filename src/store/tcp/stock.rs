@@ -121,6 +121,7 @@ mod tests {
         let again = stock.take(LENGTH).unwrap();
         assert_eq!((again.as_ptr(), again.len(), again.capacity()), (place, 0, LENGTH));
         assert!(stock.take(LENGTH).is_none());
+        assert_eq!(stock.idle.lock().bytes, 0);
     }
 
     #[test]

@@ -52,3 +52,72 @@ fn differ(what: &str, sender: impl Display, receiver: impl Display) -> String {
 pub(crate) fn rank_on_wire(rank: usize) -> u32 {
     u32::try_from(rank).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::text::GroupName;
+
+    fn endpoint() -> Endpoint {
+        Endpoint {
+            group: GroupName::new("group").unwrap(),
+            from_rank: rank_on_wire(2),
+            to_rank: rank_on_wire(3),
+            world_size: 4,
+            session: [5; 16],
+            nonce: [6; 32],
+            max_item_bytes: 7,
+            heartbeat_ms: 8,
+            checksum: true,
+            authenticated: false,
+        }
+    }
+
+    fn with(change: fn(&mut Endpoint)) -> Endpoint {
+        let mut changed = endpoint();
+        change(&mut changed);
+        changed
+    }
+
+    #[test]
+    fn each_end_has_a_session_a_nonce_and_a_heartbeat_limit_of_its_own() {
+        let other = with(|it| (it.session, it.nonce, it.heartbeat_ms) = ([0; 16], [0; 32], 0));
+        assert_eq!((strangeness(&endpoint(), &other), difference(&endpoint(), &other)), (None, None));
+    }
+
+    /// What makes one end another than the other.
+    type Change = fn(&mut Endpoint);
+
+    #[test]
+    fn a_stranger_is_known_by_group_edge_and_secret_and_both_values_are_named() {
+        use RefusalReason::{Group, Rank, Secret};
+        let group = r#"groups differ: the sender has "group", the receiver "other""#;
+        let secret = "only one end has a secret: the sender has none, the receiver one";
+        let ranks = |of: &str| format!("ranks differ: the sender has 2 to 3, the receiver {of}");
+        let cases: [(Change, _, String); 4] = [
+            (|it| it.group = GroupName::new("other").unwrap(), Group, group.into()),
+            (|it| it.from_rank = 1, Rank, ranks("1 to 3")),
+            (|it| it.to_rank = 4, Rank, ranks("2 to 4")),
+            (|it| it.authenticated = true, Secret, secret.into()),
+        ];
+        for (change, reason, text) in cases {
+            assert_eq!(strangeness(&endpoint(), &with(change)), Some((reason, text)));
+            assert_eq!(difference(&endpoint(), &with(change)), None, "{reason}");
+        }
+    }
+
+    #[test]
+    fn ends_of_one_edge_may_differ_in_world_size_item_limit_and_checksums() {
+        use RefusalReason::{Checksum, ItemLimit, WorldSize};
+        let cases: [(Change, _, _); 3] = [
+            (|it| it.world_size = 5, WorldSize, ["world sizes differ", "4", "5"]),
+            (|it| it.max_item_bytes = 8, ItemLimit, ["item limits (max_item_bytes) differ", "7", "8"]),
+            (|it| it.checksum = false, Checksum, ["checksum settings differ", "true", "false"]),
+        ];
+        for (change, reason, [what, sender, receiver]) in cases {
+            let text = format!("{what}: the sender has {sender}, the receiver {receiver}");
+            assert_eq!(difference(&endpoint(), &with(change)), Some((reason, text)));
+            assert_eq!(strangeness(&endpoint(), &with(change)), None, "{reason}");
+        }
+    }
+}

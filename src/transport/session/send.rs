@@ -105,6 +105,11 @@ impl SendSession {
         }
     }
 
+    /// How many items were handed to the wire.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// How many items are acknowledged.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged

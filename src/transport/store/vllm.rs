@@ -120,6 +120,11 @@ impl<S: Store + Clone> Outgoing for VllmOutgoing<S> {
 impl<S: Store + Clone> VllmOutgoing<S> {
     async fn send(&self, item: Item, items: &Outbox) -> Result<()> {
         let next = self.ring.next();
+        // Whole, since the store takes it as one value; and first, since nothing else may follow metadata.
+        let item = match item {
+            Some(tensor) => Some(tensor.to_host().await?),
+            None => None,
+        };
         self.group.send_obj(&Object::Metadata(Metadata::of(&item)), next).await?;
         items.progress();
         match item {

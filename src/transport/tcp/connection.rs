@@ -29,7 +29,7 @@ const LOOKAHEAD_BYTES: usize = 1 << 10;
 const TRAILER_BYTES: usize = size_of::<u32>();
 
 /// A frame of one direction.
-pub(super) trait WireFrame: Sized {
+pub(in crate::transport) trait WireFrame: Sized {
     fn encode_into(&self, out: &mut Vec<u8>);
     fn decode(body: &[u8]) -> Result<Self, DecodeError>;
 
@@ -68,7 +68,7 @@ impl WireFrame for Reply {
 
 /// Reads frames, and payloads into the caller's memory.
 #[derive(Debug)]
-pub(super) struct FrameReader<R> {
+pub(in crate::transport) struct FrameReader<R> {
     stream: R,
     buffer: Box<[u8]>,
     /// What was read and not consumed.
@@ -81,13 +81,13 @@ pub(super) struct FrameReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    pub(super) fn new(stream: R, checksum: bool) -> Self {
+    pub(in crate::transport) fn new(stream: R, checksum: bool) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
         Self { stream, buffer, unread: 0..0, read_max: BUFFER_BYTES, checksum, running: 0 }
     }
 
     /// The next frame, if all of it is in the buffer, with its trailer unless a payload comes first.
-    pub(super) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
+    pub(in crate::transport) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
         let unread = &self.buffer[self.unread.clone()];
         let Some(body) = frame_in(unread).map_err(violation)? else { return Ok(None) };
         let end = body.end;
@@ -107,8 +107,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(Some(frame))
     }
 
+    /// Whether [`fill`](Self::fill) may be called, for a reader who has not taken all frames.
+    pub(in crate::transport) fn has_room(&self) -> bool {
+        self.unread.len() < self.buffer.len()
+    }
+
     /// Reads once into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(super) async fn fill(&mut self) -> io::Result<usize> {
+    pub(in crate::transport) async fn fill(&mut self) -> io::Result<usize> {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.end == self.buffer.len() {
@@ -123,7 +128,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Reads once, into `payload` or else into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(super) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
+    pub(in crate::transport) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
         match payload {
             Some(target) => self.payload(target).await,
             None => self.fill().await,
@@ -150,7 +155,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Checks the trailer behind a payload. False if more bytes are needed.
-    pub(super) fn payload_ends(&mut self) -> Result<bool, Violation> {
+    pub(in crate::transport) fn payload_ends(&mut self) -> Result<bool, Violation> {
         if !self.checksum {
             return Ok(true);
         }
@@ -162,7 +167,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
     /// last: a connection that is closed with bytes unread is reset.
-    pub(super) async fn discard(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn discard(&mut self) -> io::Result<()> {
         while self.stream.read(&mut self.buffer).await? > 0 {}
         Ok(())
     }
@@ -170,7 +175,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
 /// Writes frames, gathering small ones.
 #[derive(Debug)]
-pub(super) struct FrameWriter<W> {
+pub(in crate::transport) struct FrameWriter<W> {
     stream: W,
     staged: Vec<u8>,
     /// How much of `staged` the stream has taken.
@@ -179,7 +184,7 @@ pub(super) struct FrameWriter<W> {
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    pub(super) fn new(stream: W, checksum: bool) -> Self {
+    pub(in crate::transport) fn new(stream: W, checksum: bool) -> Self {
         let staged = Vec::with_capacity(BUFFER_BYTES + INLINE_BYTES_MAX);
         Self { stream, staged, flushed: 0, checksum }
     }
@@ -188,53 +193,37 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// [`flush`](Self::flush). Calls `moved` for each part of a large payload.
     ///
     /// Cancel safe only without a large payload, which must not be cut short.
-    pub(super) async fn write(
+    pub(in crate::transport) async fn write(
         &mut self,
         frame: &impl WireFrame,
         payload: &[u8],
         moved: impl Fn(),
     ) -> io::Result<()> {
-        debug_assert_eq!(frame.payload_bytes(), payload.len());
+        let mut writing = self.begin(frame);
+        writing.write(payload, moved).await?;
+        writing.end().await
+    }
+
+    /// Begins a frame whose payload comes in pieces. Nothing else may be written before its end.
+    pub(super) fn begin(&mut self, frame: &impl WireFrame) -> PayloadWriter<'_, W> {
         let begin = self.staged.len();
         frame.encode_into(&mut self.staged);
-        let mut checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
-        let mut add = |part: &[u8]| {
-            if let Some(checksum) = &mut checksum {
-                *checksum = crc32c::crc32c_append(*checksum, part);
-            }
-        };
-        if payload.len() <= INLINE_BYTES_MAX {
-            add(payload);
-            self.staged.extend_from_slice(payload);
-        } else {
-            let piece_bytes = if self.checksum { CHECKED_BYTES } else { payload.len() };
-            for piece in payload.chunks(piece_bytes) {
-                add(piece);
-                self.write_behind_staged(piece, &moved).await?;
-            }
-        }
-        if let Some(checksum) = checksum {
-            self.staged.extend_from_slice(&checksum.to_le_bytes());
-        }
-        // Afterwards, so that a frame is staged whole even if this is cancelled.
-        if self.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
-            self.flush().await?;
-        }
-        Ok(())
+        let checksum = self.checksum.then(|| crc32c::crc32c(&self.staged[begin..]));
+        PayloadWriter { writer: self, checksum, payload_bytes: frame.payload_bytes(), written: 0 }
     }
 
     /// [`write`](Self::write) for a frame without payload. Cancel safe.
-    pub(super) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
+    pub(in crate::transport) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
         self.write(frame, &[], || {}).await
     }
 
     /// Whether something waits to be flushed.
-    pub(super) fn is_staged(&self) -> bool {
+    pub(in crate::transport) fn is_staged(&self) -> bool {
         !self.staged.is_empty()
     }
 
     /// Writes what was kept. Cancel safe: the next call goes on where this one was.
-    pub(super) async fn flush(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn flush(&mut self) -> io::Result<()> {
         while self.flushed < self.staged.len() {
             let written = self.stream.write(&self.staged[self.flushed..]).await?;
             self.take_flushed(written)?;
@@ -245,7 +234,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Ends our direction of the connection.
-    pub(super) async fn shutdown(&mut self) -> io::Result<()> {
+    pub(in crate::transport) async fn shutdown(&mut self) -> io::Result<()> {
         self.stream.shutdown().await
     }
 
@@ -282,6 +271,55 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 }
 
+/// A frame whose payload is being written.
+#[derive(Debug)]
+#[must_use = "a frame has an end"]
+pub(super) struct PayloadWriter<'a, W> {
+    writer: &'a mut FrameWriter<W>,
+    checksum: Option<u32>,
+    payload_bytes: usize,
+    written: usize,
+}
+
+impl<W: AsyncWrite + Unpin> PayloadWriter<'_, W> {
+    /// Writes the next piece of the payload. Calls `moved` for each part of it, if the payload is large.
+    ///
+    /// Cancel safe only if it is not.
+    pub(super) async fn write(&mut self, piece: &[u8], moved: impl Fn()) -> io::Result<()> {
+        self.written += piece.len();
+        if self.payload_bytes <= INLINE_BYTES_MAX {
+            self.add(piece);
+            self.writer.staged.extend_from_slice(piece);
+            return Ok(());
+        }
+        let part_bytes = if self.checksum.is_some() { CHECKED_BYTES } else { piece.len().max(1) };
+        for part in piece.chunks(part_bytes) {
+            self.add(part);
+            self.writer.write_behind_staged(part, &moved).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the frame, all of whose payload has been written.
+    pub(super) async fn end(self) -> io::Result<()> {
+        debug_assert_eq!(self.written, self.payload_bytes);
+        if let Some(checksum) = self.checksum {
+            self.writer.staged.extend_from_slice(&checksum.to_le_bytes());
+        }
+        // Afterwards, so that a frame is staged whole even if this is cancelled.
+        if self.writer.staged.len() + INLINE_BYTES_MAX > BUFFER_BYTES {
+            self.writer.flush().await?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        if let Some(checksum) = &mut self.checksum {
+            *checksum = crc32c::crc32c_append(*checksum, part);
+        }
+    }
+}
+
 fn violation(error: DecodeError) -> Violation {
     Violation(error.to_string())
 }
@@ -291,5 +329,42 @@ fn verify(computed: u32, trailer: [u8; TRAILER_BYTES]) -> Result<(), Violation> 
     match computed == sent {
         true => Ok(()),
         false => Err(Violation(format!("checksum {computed:08x} of what arrived, {sent:08x} was sent"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_frames_are_written_together() {
+        let mut writer = FrameWriter::new(Vec::new(), false);
+        let mut all = Vec::new();
+        for upto in 0..100 {
+            let reply = Reply::Acknowledge { upto };
+            reply.encode_into(&mut all);
+            writer.write_bare(&reply).await.unwrap();
+        }
+        assert!(writer.stream.is_empty() && writer.is_staged());
+        writer.flush().await.unwrap();
+        assert!(writer.stream == all && !writer.is_staged());
+    }
+
+    #[tokio::test]
+    async fn what_is_gathered_never_outgrows_its_buffer() {
+        let mut writer = FrameWriter::new(Vec::new(), false);
+        let allocated = writer.staged.capacity();
+        for upto in 0..BUFFER_BYTES as u64 {
+            writer.write_bare(&Reply::Acknowledge { upto }).await.unwrap();
+        }
+        assert!(writer.stream.len() > BUFFER_BYTES);
+        assert_eq!(writer.staged.capacity(), allocated);
+    }
+
+    #[tokio::test]
+    async fn discarding_leaves_nothing_unread_which_would_reset_the_connection() {
+        let mut reader = FrameReader::new(&[7; 3 * BUFFER_BYTES][..], false);
+        reader.discard().await.unwrap();
+        assert!(reader.stream.is_empty());
     }
 }

@@ -34,7 +34,7 @@ use crate::wire::handshake::{
 
 /// Why a handshake did not succeed.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(in crate::transport) enum Failure {
     /// It was not our peer, or our peer did not get through: try again, or wait for the next.
     Stranger(String),
     /// The peer's host says that nobody listens there.
@@ -52,20 +52,20 @@ impl From<Error> for Failure {
 }
 
 /// A connection whose ends have agreed.
-pub(super) struct Agreed<S: Stream> {
-    pub(super) reader: S::Reader,
-    pub(super) writer: S::Writer,
-    pub(super) address: SocketAddr,
+pub(in crate::transport) struct Agreed<S: Stream> {
+    pub(in crate::transport) reader: S::Reader,
+    pub(in crate::transport) writer: S::Writer,
+    pub(in crate::transport) address: SocketAddr,
     /// The silence after which the peer takes us for dead.
-    pub(super) peer_heartbeat: Duration,
-    pub(super) peer_session: SessionId,
-    /// How many items the receiving end held when it accepted.
-    pub(super) received: u64,
+    pub(in crate::transport) peer_heartbeat: Duration,
+    pub(in crate::transport) peer_session: SessionId,
+    /// How many items the listener held when it accepted. For the connector: the listener's session knows.
+    pub(in crate::transport) received: u64,
 }
 
 /// One end of an edge, as it introduces itself.
 #[derive(Clone, Debug)]
-pub(super) struct Party {
+pub(in crate::transport) struct Party {
     link: Link,
     /// All but the nonce, which each connection draws anew.
     endpoint: Endpoint,
@@ -75,14 +75,22 @@ pub(super) struct Party {
 
 impl Party {
     /// The sending end of the edge from `ring`'s rank to the next.
-    pub(super) fn sender(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
+    pub(in crate::transport) fn sender(
+        config: &TcpConfig,
+        ring: Ring,
+        max_item_bytes: usize,
+    ) -> Result<Self> {
         let link = ring.outgoing_link();
         let edge = [link.local_rank, link.peer_rank];
         Self::new(config, ring, link, edge, max_item_bytes)
     }
 
     /// The receiving end of the edge to `ring`'s rank from the previous one.
-    pub(super) fn receiver(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
+    pub(in crate::transport) fn receiver(
+        config: &TcpConfig,
+        ring: Ring,
+        max_item_bytes: usize,
+    ) -> Result<Self> {
         let link = ring.incoming_link();
         let edge = [link.peer_rank, link.local_rank];
         Self::new(config, ring, link, edge, max_item_bytes)
@@ -112,12 +120,12 @@ impl Party {
     }
 
     /// The session of this end.
-    pub(super) fn session(&self) -> SessionId {
+    pub(in crate::transport) fn session(&self) -> SessionId {
         self.endpoint.session
     }
 
     /// The connector's side. `peer_session` is the one to be resumed, if we were accepted before.
-    pub(super) async fn greet<S: Stream>(
+    pub(in crate::transport) async fn greet<S: Stream>(
         &self,
         stream: S,
         address: SocketAddr,
@@ -182,7 +190,7 @@ impl Party {
     }
 
     /// The listener's side, up to its verdict, which the [`Candidate`] waits for.
-    pub(super) async fn admit<S: Stream>(
+    pub(in crate::transport) async fn admit<S: Stream>(
         &self,
         stream: S,
         address: SocketAddr,
@@ -249,27 +257,31 @@ impl Party {
 }
 
 /// A connector that knows the secret, if there is one, and waits for the verdict.
-pub(super) struct Candidate<S: Stream> {
+pub(in crate::transport) struct Candidate<S: Stream> {
     agreed: Agreed<S>,
-    pub(super) claim: Claim,
+    pub(in crate::transport) claim: Claim,
     /// In what it is set up differently.
-    pub(super) difference: Objection,
+    pub(in crate::transport) difference: Objection,
 }
 
 impl<S: Stream> Candidate<S> {
     /// Where it comes from.
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(in crate::transport) fn address(&self) -> SocketAddr {
         self.agreed.address
     }
 
     /// Tells it how many items we hold. From then on frames may come.
-    pub(super) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
+    pub(in crate::transport) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
         send_verdict(&mut self.agreed.writer, &Verdict::Accepted { received }).await?;
-        Ok(Agreed { received, ..self.agreed })
+        Ok(self.agreed)
     }
 
     /// Tells it why not.
-    pub(super) async fn refuse(mut self, reason: RefusalReason, text: &str) -> Result<(), Failure> {
+    pub(in crate::transport) async fn refuse(
+        mut self,
+        reason: RefusalReason,
+        text: &str,
+    ) -> Result<(), Failure> {
         send_verdict(&mut self.agreed.writer, &refusal(reason, text, Verdict::Refusal)).await
     }
 }

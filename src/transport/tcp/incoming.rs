@@ -61,6 +61,13 @@ impl<N: Net> TcpIncoming<N> {
     }
 }
 
+impl<N: Net> TcpIncoming<N> {
+    /// The listener, for an edge that speaks something else.
+    pub(in crate::transport) fn into_listener(self) -> N::Listener {
+        self.listener
+    }
+}
+
 impl<N: Net> std::fmt::Debug for TcpIncoming<N> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { local_addr, ring, config, .. } = self;
@@ -83,17 +90,17 @@ impl<N: Net> Incoming for TcpIncoming<N> {
         let party = Party::receiver(&self.config, self.ring, items.max_item_bytes())?;
         let session = Mutex::new(ReceiveSession::new(party.session()));
         let door = Door::<N>::new(self.listener, party, self.config.heartbeat);
-        let edge = Edge { link, items, config: self.config, session };
+        let edge = Edge::new(link, items, self.config, session);
         edge.run(door, self.local_addr).await
     }
 }
 
 /// An edge, over as many connections as it takes.
-pub(super) struct Edge<'a> {
+pub(in crate::transport) struct Edge<'a> {
     link: Link,
-    pub(super) items: &'a Inbox,
+    pub(in crate::transport) items: &'a Inbox,
     pub(super) config: TcpConfig,
-    pub(super) session: Mutex<ReceiveSession>,
+    pub(in crate::transport) session: Mutex<ReceiveSession>,
 }
 
 /// How a conversation ended without an error.
@@ -104,7 +111,16 @@ enum Turn<S: crate::net::Stream> {
     Displaced(Candidate<S>),
 }
 
-impl Edge<'_> {
+impl<'a> Edge<'a> {
+    pub(in crate::transport) fn new(
+        link: Link,
+        items: &'a Inbox,
+        config: TcpConfig,
+        session: Mutex<ReceiveSession>,
+    ) -> Self {
+        Self { link, items, config, session }
+    }
+
     async fn run<N: Net>(self, mut door: Door<N>, local_addr: SocketAddr) -> Result<()> {
         // Also if our user has left meanwhile: the peer is on its way, and is to learn of it. The
         // driver sees to it that this takes no longer than `close_timeout`.
@@ -137,7 +153,11 @@ impl Edge<'_> {
     }
 
     /// Refuses strangers until our peer comes, or the time is up.
-    async fn meet<N: Net>(&self, door: &mut Door<N>, local_addr: SocketAddr) -> Result<Agreed<N::Stream>> {
+    pub(in crate::transport) async fn meet<N: Net>(
+        &self,
+        door: &mut Door<N>,
+        local_addr: SocketAddr,
+    ) -> Result<Agreed<N::Stream>> {
         let limit = self.config.connect_timeout;
         let mut overdue = pin!(tokio::time::sleep(limit));
         loop {
@@ -269,7 +289,7 @@ impl Edge<'_> {
 
     /// The peer is not coming back: an error, unless it had said that there was nothing more, or our
     /// user does not want any more.
-    async fn lost(&self, error: Error) -> Result<()> {
+    pub(in crate::transport) async fn lost(&self, error: Error) -> Result<()> {
         if self.session.lock().is_complete() {
             self.items.drained().await;
             return Ok(());
@@ -281,7 +301,7 @@ impl Edge<'_> {
         }
     }
 
-    pub(super) fn gone(&self, link: &Link, how: &str) -> Error {
+    pub(in crate::transport) fn gone(&self, link: &Link, how: &str) -> Error {
         let reason = format!("{how}; item {} was due", self.session.lock().received());
         Error::PeerGone { link: link.clone(), reason }
     }

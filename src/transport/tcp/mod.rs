@@ -54,11 +54,11 @@
 //! consumer is therefore not a dead one: while its inbox is full, its transport still says that it is
 //! alive.
 
-mod connection;
-mod dial;
-mod door;
-mod handshake;
-mod incoming;
+pub(super) mod connection;
+pub(super) mod dial;
+pub(super) mod door;
+pub(super) mod handshake;
+pub(super) mod incoming;
 mod intake;
 mod outgoing;
 
@@ -125,7 +125,7 @@ impl TcpConfig {
     /// The shortest heartbeat limit. Below it a busy scheduler looks like a dead peer.
     pub const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.heartbeat < Self::HEARTBEAT_MIN {
             let least = Self::HEARTBEAT_MIN;
             let what = format!("a heartbeat limit of {:?} is below {least:?}", self.heartbeat);
@@ -179,7 +179,7 @@ impl<N: Net, S: Store + Clone> Transport for TcpTransport<N, S> {
 }
 
 /// Why a conversation over one connection ended.
-enum Stop {
+pub(super) enum Stop {
     /// The connection is gone, the edge may go on over another.
     Broken(String),
     /// The edge has ended.

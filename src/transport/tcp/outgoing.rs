@@ -6,17 +6,18 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Interval, timeout};
 
 use super::connection::{FrameReader, FrameWriter};
 use super::dial::{Dialer, NotResumed};
 use super::handshake::Agreed;
 use super::{Stop, TcpConfig};
+use crate::device::{Reading, Stagings};
 use crate::error::{Error, Link, Result};
 use crate::net::{Net, Stream};
 use crate::store::Store;
 use crate::sync::Mutex;
-use crate::tensor::Tensor;
+use crate::tensor::{Payload, Tensor};
 use crate::transport::session::{Heard, Reunion, SendSession, Silence, Violation};
 use crate::transport::timing::{Backoff, GOODBYE, listening, showing_progress, silent_for, speaking};
 use crate::transport::{Outbox, Outgoing, Ring};
@@ -223,6 +224,7 @@ impl Edge<'_> {
     ) -> Result<Infallible, Unwritten> {
         let mut ticker = speaking(peer_heartbeat);
         let mut spoken = false;
+        let mut stagings = Stagings::default();
         let failure = loop {
             let next = match self.items.try_next() {
                 Some(item) => Ok(Some(item)),
@@ -245,13 +247,23 @@ impl Edge<'_> {
             };
             match next {
                 Ok(Some((sequence, item))) => {
-                    let payload = match item.as_ref().map(Tensor::bytes).transpose() {
-                        Ok(payload) => payload,
-                        Err(error) => break error,
-                    };
-                    let frame = self.session.lock().send(sequence, Metadata::of(&item));
-                    let payload = payload.map_or(&[][..], |bytes| bytes);
-                    writer.write(&frame, payload, || self.items.progress()).await?;
+                    let frame = || self.session.lock().send(sequence, Metadata::of(&item));
+                    match item.as_ref().map(Tensor::payload) {
+                        None => writer.write_bare(&frame()).await?,
+                        Some(Payload::Host(bytes)) => {
+                            writer.write(&frame(), bytes, || self.items.progress()).await?;
+                        }
+                        Some(Payload::Device(buffer)) => {
+                            let mut pieces = match stagings.read(buffer) {
+                                Ok(pieces) => pieces,
+                                Err(error) => break error,
+                            };
+                            match self.write_pieces(writer, &mut pieces, frame, &mut ticker).await? {
+                                Ok(()) => spoken = true,
+                                Err(error) => break error,
+                            }
+                        }
+                    }
                 }
                 Ok(None) => {
                     let close = self.session.lock().close();
@@ -267,6 +279,44 @@ impl Edge<'_> {
         writer.flush().await?;
         writer.shutdown().await?;
         Err(Unwritten::Aborted(failure))
+    }
+
+    /// Writes an item whose payload is on a device. The error inside is the device's, before anything
+    /// was written that could not be followed by our last word. After that, the connection is given up: a
+    /// device that fails again does so before the next frame.
+    async fn write_pieces<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut FrameWriter<W>,
+        pieces: &mut Reading<'_>,
+        frame: impl FnOnce() -> Frame,
+        ticker: &mut Interval,
+    ) -> Result<Result<()>, Unwritten> {
+        // The producer's work may take its time.
+        writer.flush().await?;
+        let mut piece = {
+            let mut first = pin!(pieces.next());
+            loop {
+                tokio::select! {
+                    biased;
+                    first = &mut first => match first {
+                        Ok(first) => break first,
+                        Err(error) => return Ok(Err(error)),
+                    },
+                    failure = self.items.failed() => return Ok(Err(failure)),
+                    _ = ticker.tick() => {
+                        writer.write_bare(&Frame::Alive).await?;
+                        writer.flush().await?;
+                    }
+                }
+            }
+        };
+        let mut payload = writer.begin(&frame());
+        while let Some(bytes) = piece {
+            payload.write(bytes, || self.items.progress()).await?;
+            piece = pieces.next().await.map_err(|error| Unwritten::Broken(error.to_string()))?;
+        }
+        payload.end().await?;
+        Ok(Ok(()))
     }
 
     /// Reads replies until the last one, the end of the connection, or too long a silence.

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kvpipe::config::BufferDevice;
 use kvpipe::store::Limits;
 
-pub(crate) use self::rank::{Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
+pub(crate) use self::rank::{DeviceArgs, Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
 use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
 
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(hide = true)]
     BenchPeer(BenchPeerArgs),
+    Doctor(DoctorArgs),
     Store(StoreArgs),
     Send(SendArgs),
     Recv(RecvArgs),
@@ -58,13 +60,16 @@ pub(crate) struct DemoArgs {
     pub(crate) ranks: Option<u16>,
 
     /// How the ranks are connected; memory: all in one process, nothing is copied
-    /// [default: tcp; store with --wire vllm]
+    /// [default: nccl on a GPU; otherwise tcp, and store with --wire vllm]
     #[arg(long, value_enum)]
     pub(crate) transport: Option<DemoTransport>,
 
     /// In whose protocol
     #[arg(long, value_enum, default_value_t = Wire::Native)]
     pub(crate) wire: Wire,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 
     #[command(flatten)]
     pub(crate) workload: WorkloadArgs,
@@ -93,6 +98,7 @@ Examples:
   kvpipe demo --ranks 3 --model llama-3-70b --tokens 512
   kvpipe demo --input cache.safetensors --json
   kvpipe demo --wire vllm
+  kvpipe demo --transport nccl
   kvpipe demo --kv-transfer-config \\
     '{\"kv_parallel_size\":2,\"kv_buffer_device\":\"cpu\"}'
 
@@ -105,8 +111,9 @@ What the numbers mean:
   10^9 bytes. OF SOCKET is the share of the speed of bare sockets in the same
   run: after each request all ranks move its first 32 MiB again at the same
   time, over bare sockets, once for each of four read sizes; the fastest
-  counts, as in kvpipe bench. In memory nothing is copied, so there it has no
-  meaning.";
+  counts, as in kvpipe bench. In memory nothing is copied, and NCCL takes no
+  sockets, so there it has no meaning. By NCCL tensors are on the GPUs before
+  the clocks start, and stay there until the clocks have stopped.";
 
 /// What the demo moves.
 #[derive(Clone, Debug, Args)]
@@ -143,6 +150,8 @@ pub(crate) enum DemoTransport {
     Tcp,
     /// Processes that have nothing in common but a store, which rank 0 serves
     Store,
+    /// Processes whose tensors go from GPU to GPU by NCCL
+    Nccl,
     /// One process with all ends
     Memory,
 }
@@ -150,17 +159,37 @@ pub(crate) enum DemoTransport {
 impl DemoArgs {
     /// How processes are connected; None where all ranks are in one.
     pub(crate) fn path(&self) -> Result<Option<Path>, Failure> {
+        let device = self.device_asked_for();
         let transport = match self.transport {
             None => None,
             Some(DemoTransport::Tcp) => Some(WireTransport::Tcp),
             Some(DemoTransport::Store) => Some(WireTransport::Store),
-            Some(DemoTransport::Memory) if self.wire == Wire::Native => return Ok(None),
-            Some(DemoTransport::Memory) => {
+            Some(DemoTransport::Nccl) => Some(WireTransport::Nccl),
+            Some(DemoTransport::Memory) if self.wire == Wire::Vllm => {
                 return Err(Failure::usage("in memory there is no wire").hint("leave out --wire vllm"));
             }
+            Some(DemoTransport::Memory) => return Path::in_memory(device).map(|()| None),
         };
-        Path::new(transport, self.wire).map(Some)
+        match Path::new(transport, self.wire, device)? {
+            Path::VllmNccl => Err(Failure::usage("a ring on vllm's wire can't go by nccl")
+                .detail(
+                    "both directions of a rank share a communicator there, where each waits for the other",
+                )
+                .hint("kvpipe send and kvpipe recv take --wire vllm --transport nccl")),
+            path => Ok(Some(path)),
+        }
     }
+
+    /// The option, or what the configuration says.
+    pub(crate) fn device_asked_for(&self) -> Option<BufferDevice> {
+        let config = self.transfer.kv_transfer_config.as_ref();
+        self.device.device.or(config.map(|config| config.kv_buffer_device))
+    }
+}
+
+/// As it is written on the command line.
+pub(crate) fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// What the benchmark knows.
@@ -168,6 +197,8 @@ impl DemoArgs {
 pub(crate) enum BenchTransport {
     /// Two processes, connected by TCP
     Tcp,
+    /// Two processes whose items go from GPU to GPU by NCCL
+    Nccl,
     /// Two threads of one process
     Memory,
 }
@@ -192,6 +223,9 @@ pub(crate) struct DemoRankArgs {
     pub(crate) workload: WorkloadArgs,
 
     #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    #[command(flatten)]
     pub(crate) pipe: PipeArgs,
 
     #[arg(long)]
@@ -202,7 +236,8 @@ pub(crate) struct DemoRankArgs {
 ///
 /// Two processes on this machine, connected by TCP loopback, each on a processor of its own and with
 /// one thread for its pipe. Takes about a minute, and some 2 GiB of memory: the receiver keeps the last
-/// 8 items of each kind.
+/// 8 items of each kind. With --transport nccl each has a GPU, or they share one, and the limit is NCCL
+/// without a pipe.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = BENCH_EXAMPLES)]
 pub(crate) struct BenchArgs {
@@ -211,8 +246,12 @@ pub(crate) struct BenchArgs {
     pub(crate) sizes: Vec<ByteSize>,
 
     /// How the items travel; memory: between two threads of one process, nothing is copied
-    #[arg(long, value_enum, default_value_t = BenchTransport::Tcp)]
-    pub(crate) transport: BenchTransport,
+    /// [default: nccl on a GPU; otherwise tcp]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<BenchTransport>,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 
     /// Bytes of tensors that each end holds at most; the bare socket has as many unacknowledged
     /// [default: 1GB]
@@ -243,6 +282,7 @@ Examples:
   kvpipe bench
   kvpipe bench --sizes 65536,4194304 --json
   kvpipe bench --transport memory
+  kvpipe bench --transport nccl
   kvpipe bench --plot bench.svg
 
 What the numbers mean:
@@ -263,6 +303,10 @@ What the numbers mean:
   copies anything, so what counts is items, and P50 and P99 end when the
   receiver has the item.
 
+  --transport nccl: ncclSend and ncclRecv in the place of the sockets, in groups
+  of 1, 8 or 64 items (GROUPS OF says which was the best), up to 8 groups ahead.
+  Items are on the GPUs from the beginning, and stay there.
+
 With --json, a line for each size, and lines with a \"detail\" for all else:
   {\"transport\":\"tcp\",\"size\":4194304,\"items\":200,\"GBps\":3.1,\"limit_GBps\":3.3,\"ratio\":0.94,
    \"p50_us\":1290.0,\"p99_us\":2100.0}";
@@ -272,6 +316,12 @@ With --json, a line for each size, and lines with a \"detail\" for all else:
 pub(crate) struct BenchPeerArgs {
     #[arg(long, value_enum)]
     pub(crate) role: BenchRole,
+
+    #[arg(long, value_enum)]
+    pub(crate) transport: BenchTransport,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 
     /// Where the receiver's store listens; the receiver itself chooses a port and prints it
     #[arg(long, value_name = "ADDR:PORT")]
@@ -306,6 +356,50 @@ pub(crate) enum BenchRole {
     Send,
     Receive,
 }
+
+impl BenchRole {
+    pub(crate) fn rank(self) -> usize {
+        match self {
+            Self::Send => 0,
+            Self::Receive => 1,
+        }
+    }
+}
+
+/// Say what this machine has and lacks, what that costs, and how to get it
+///
+/// Looks for NCCL, the CUDA driver and its devices, at the memory, the network's interfaces and the
+/// system's limits, and runs the default job: two processes that exchange tensors over tcp, on the cpu.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = DOCTOR_EXAMPLES)]
+pub(crate) struct DoctorArgs {
+    /// Print one line of JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const DOCTOR_EXAMPLES: &str = "\
+Exit codes:
+  0  the default job runs, whatever else is missing
+  1  it does not
+
+What is looked for:
+  NCCL: the library that KVPIPE_NCCL_SO_PATH or VLLM_NCCL_SO_PATH names; else
+  libnccl.so.2, libnccl.so and librccl.so.1 where the system has its
+  libraries, then the one of an active Python environment (VIRTUAL_ENV,
+  CONDA_PREFIX). NCCL takes interfaces by NCCL_SOCKET_IFNAME, or by a rule of
+  its own. Limits are those of a process that is started from here.
+
+With --json, null for what is not there or not told:
+  default_job  command, ok
+  nccl         version, version_code, path, missing: [symbol, needs_version]
+  cuda         version, devices: [device, name, compute_capability,
+               total_bytes, free_bytes]
+  memory       total_bytes, available_bytes
+  interfaces   [name, address, running, nccl]
+  limits       file_descriptors, locked_bytes: soft, hard; null for no limit
+  problems     [subject, state, what, costs, remedy]
+  kvpipe       its version";
 
 /// Run a store through which ranks find each other
 ///

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use kvpipe::config::KvTransferConfig;
+use kvpipe::config::{BufferDevice, KvTransferConfig};
 
 use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
@@ -42,13 +42,16 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     pub(crate) group: String,
 
-    /// How the items travel [default: tcp; store with --wire vllm]
+    /// How the items travel [default: nccl on a GPU; otherwise tcp, and store with --wire vllm]
     #[arg(long, value_enum)]
     pub(crate) transport: Option<WireTransport>,
 
     /// In whose protocol; both ends must agree
     #[arg(long, value_enum, default_value_t = Wire::Native)]
     pub(crate) wire: Wire,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 
     #[command(flatten)]
     pub(crate) pipe: PipeArgs,
@@ -80,9 +83,10 @@ pub(crate) struct TransferArgs {
     /// vLLM's configuration, for all options that are not given; one that is given wins
     ///
     /// kv_ip and kv_port are --store, kv_rank is --rank, kv_parallel_size is --world-size,
-    /// kv_buffer_size is --buffer-size, and store_timeout in kv_connector_extra_config is --timeout,
-    /// each with vLLM's default. A demo starts kv_parallel_size ranks, whatever kv_rank says.
-    /// There must be a "kv_buffer_device":"cpu", because vLLM's default is "cuda".
+    /// kv_buffer_size is --buffer-size, kv_buffer_device is --device, and store_timeout in
+    /// kv_connector_extra_config is --timeout, each with vLLM's default. A demo starts kv_parallel_size
+    /// ranks, whatever kv_rank says. vLLM's default device is "cuda", which needs a GPU and NCCL; without
+    /// them, say "kv_buffer_device":"cpu".
     #[arg(long, value_name = "JSON", value_parser = kv_transfer_config)]
     pub(crate) kv_transfer_config: Option<KvTransferConfig>,
 
@@ -114,6 +118,24 @@ pub(crate) enum WireTransport {
     Tcp,
     /// As values of the store, where ranks can reach nothing else
     Store,
+    /// From GPU to GPU by NCCL; the rest over a TCP connection for each edge
+    Nccl,
+}
+
+/// Where tensors are, and what moves them from there.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Where tensors are: cpu, cuda or cuda:N [default: cuda with --transport nccl, otherwise cpu]
+    ///
+    /// cuda is the GPU of our local rank: for send and recv what the environment variable LOCAL_RANK says
+    /// (torchrun sets it), or 0; for demo and bench the rank, of which several share a GPU if there are too
+    /// few.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<BufferDevice>,
+
+    /// The NCCL library [default: what KVPIPE_NCCL_SO_PATH or VLLM_NCCL_SO_PATH names, or the system finds]
+    #[arg(long, value_name = "FILE.so")]
+    pub(crate) nccl: Option<PathBuf>,
 }
 
 /// Whose bytes.
@@ -121,7 +143,7 @@ pub(crate) enum WireTransport {
 pub(crate) enum Wire {
     /// kvpipe's own: every item is acknowledged, the end is seen, a dead peer is found out
     Native,
-    /// vLLM's: what its PyNcclPipe (0.9 to 0.12, device cpu) sends and understands, through the store
+    /// vLLM's: what its PyNcclPipe (0.9 to 0.12) sends and understands, through the store or by NCCL
     Vllm,
 }
 
@@ -131,19 +153,65 @@ pub(crate) enum Path {
     Tcp,
     Store,
     Vllm,
+    Nccl,
+    VllmNccl,
 }
 
 impl Path {
-    /// vLLM's wire is one of the store only.
-    pub(crate) fn new(transport: Option<WireTransport>, wire: Wire) -> Result<Self, Failure> {
+    /// NCCL moves what is on a GPU, and nothing else does; vLLM's wire is one of the store or of NCCL.
+    pub(crate) fn new(
+        transport: Option<WireTransport>,
+        wire: Wire,
+        device: Option<BufferDevice>,
+    ) -> Result<Self, Failure> {
+        let on_gpu = device.map(|device| device != BufferDevice::Cpu);
+        let transport = match (transport, device) {
+            (Some(WireTransport::Nccl), _) if on_gpu == Some(false) => {
+                return Err(Failure::usage("nccl moves what is on a GPU, and the device is cpu")
+                    .hint("leave out --transport nccl, or say --device cuda"));
+            }
+            (Some(given @ (WireTransport::Tcp | WireTransport::Store)), Some(device))
+                if on_gpu == Some(true) =>
+            {
+                let given = if given == WireTransport::Tcp { "tcp" } else { "store" };
+                return Err(Failure::usage(format!(
+                    "{given} moves what is in host memory, and the device is {device}"
+                ))
+                .hint(format!("leave out --transport {given}, or say --device cpu")));
+            }
+            (None, _) if on_gpu == Some(true) => Some(WireTransport::Nccl),
+            (transport, _) => transport,
+        };
         match (transport, wire) {
             (None | Some(WireTransport::Tcp), Wire::Native) => Ok(Self::Tcp),
             (Some(WireTransport::Store), Wire::Native) => Ok(Self::Store),
+            (Some(WireTransport::Nccl), Wire::Native) => Ok(Self::Nccl),
             (None | Some(WireTransport::Store), Wire::Vllm) => Ok(Self::Vllm),
+            (Some(WireTransport::Nccl), Wire::Vllm) => Ok(Self::VllmNccl),
             (Some(WireTransport::Tcp), Wire::Vllm) => {
-                Err(Failure::usage("vllm's wire goes through the store").hint("leave out --transport tcp"))
+                Err(Failure::usage("vllm's wire goes through the store, or by nccl")
+                    .hint("leave out --transport tcp"))
             }
         }
+    }
+
+    /// For what is no path: refuses a GPU for ranks that share their memory.
+    pub(crate) fn in_memory(device: Option<BufferDevice>) -> Result<(), Failure> {
+        match device.filter(|device| *device != BufferDevice::Cpu) {
+            None => Ok(()),
+            Some(device) => Err(Failure::usage(format!("memory is the host's, and the device is {device}"))
+                .hint("leave out --transport memory, or say --device cpu")),
+        }
+    }
+
+    /// Whether payloads go by NCCL.
+    pub(crate) fn by_nccl(self) -> bool {
+        matches!(self, Self::Nccl | Self::VllmNccl)
+    }
+
+    /// Whether the protocol is vLLM's.
+    pub(crate) fn is_vllms(self) -> bool {
+        matches!(self, Self::Vllm | Self::VllmNccl)
     }
 }
 

@@ -26,6 +26,12 @@ pub(super) enum Step {
     Bare { size: usize, items: u64, read_cap: usize },
     /// Send back what the bare socket brings.
     BareEcho { size: usize, count: u64 },
+    /// Receive by NCCL alone; answer once all are here.
+    Raw { size: usize, items: u64, group_items: usize },
+    /// Receive by NCCL alone, one at a time; answer each.
+    RawPaced { size: usize, items: u64 },
+    /// Send back what NCCL alone brings.
+    RawEcho { size: usize, count: u64 },
     /// Receive from the pipe; answer once all are here.
     Pipe { pipe: usize, items: u64 },
     /// Receive from the pipe; answer each.

@@ -6,6 +6,7 @@ use kvpipe::DType;
 use kvpipe::tensor::{BufferMut, Tensor};
 
 use crate::failure::Failure;
+use crate::gpu::Gpu;
 
 /// How many different buffers are sent in turn.
 const SOURCES: usize = 4;
@@ -28,6 +29,16 @@ pub(super) fn scaled(items: u64, elapsed: Duration, wanted: Duration) -> u64 {
 
 pub(super) fn sources(size: usize) -> Result<Vec<Tensor>, Failure> {
     (0..SOURCES).map(|number| tensor(size, number)).collect()
+}
+
+/// The same tensors where they are sent from.
+pub(super) async fn placed(tensors: Vec<Tensor>, gpu: Option<&Gpu>) -> Result<Vec<Tensor>, Failure> {
+    let Some(gpu) = gpu else { return Ok(tensors) };
+    let mut placed = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        placed.push(tensor.to_device(&gpu.device).await?);
+    }
+    Ok(placed)
 }
 
 /// A tensor in memory of its own, every page of it written.

@@ -41,9 +41,18 @@ pub(super) struct SizeMeasurement {
 /// One way to have no pipe.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Limit {
-    /// The most that one read takes; None takes what is missing of the item.
-    pub(super) read_cap: Option<usize>,
+    pub(super) by: LimitWay,
     pub(super) speed: Speed,
+}
+
+/// How items are moved without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LimitWay {
+    /// The most that one read of a socket takes; None takes what is missing of the item, as a channel does.
+    ReadCap(Option<usize>),
+    /// How many items a group of NCCL has.
+    GroupItems(usize),
 }
 
 /// Items in a second.

@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use super::limit::KEPT_ITEMS;
-use super::measurement::{Latency, Limit, Measurement, SizeMeasurement, Speed};
+use super::measurement::{Latency, Limit, LimitWay, Measurement, SizeMeasurement, Speed};
 use super::peer::Event;
 use super::report::Report;
 use super::{Plan, items};
@@ -67,7 +67,7 @@ fn measure_all(plan: &Plan, tell: &impl Fn(Event)) -> Result<(), Failure> {
             items,
             pipe,
             limit,
-            limits: vec![Limit { read_cap: None, speed: limit }],
+            limits: vec![Limit { by: LimitWay::ReadCap(None), speed: limit }],
             with_checksum: None,
             latency,
             limit_latency,

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use kvpipe::config::BufferDevice;
 use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
 use kvpipe::tensor::BufferPool;
 use kvpipe::transport::Ring;
+use kvpipe::transport::nccl::{HandOut, NcclTransport};
 use kvpipe::transport::tcp::{GroupName, TcpConfig, TcpTransport};
 use kvpipe::{Pipe, PipeConfig};
 use serde::{Deserialize, Serialize};
@@ -16,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::control::PipeSettings;
 use super::measurement::Measurement;
 use super::{receiver, sender};
-use crate::args::{BenchPeerArgs, BenchRole};
+use crate::args::{BenchPeerArgs, BenchRole, BenchTransport};
 use crate::children;
 use crate::failure::Failure;
+use crate::gpu::Gpu;
 use crate::output::Output;
 
 /// What a process tells its parent.
@@ -45,7 +48,10 @@ pub(super) const PEER_PATIENCE: Duration = Duration::from_secs(60);
 /// One of the two processes.
 pub(crate) async fn run_peer(args: BenchPeerArgs) -> Result<ExitCode, Failure> {
     children::end_with_parent()?;
-    take_a_processor(args.role);
+    if args.transport == BenchTransport::Tcp {
+        // NCCL and CUDA have threads of their own, which want processors, too.
+        take_a_processor(args.role);
+    }
     let output = Output::new(true);
     match args.role {
         BenchRole::Receive => receiver::run(&args, &output).await?,
@@ -89,12 +95,19 @@ pub(super) fn pool() -> BufferPool {
     TcpConfig::default().pool
 }
 
+/// The GPU of this process, if it is to have one.
+pub(super) fn gpu(args: &BenchPeerArgs) -> Result<Option<Gpu>, Failure> {
+    let open = |device: BufferDevice| Gpu::open(device.location(0), args.device.nccl.as_deref());
+    args.device.device.map(open).transpose()
+}
+
 /// Our end of a pipe, in both directions.
 pub(super) async fn open(
     rank: usize,
     store: &TcpStore<TokioNet>,
     settings: &PipeSettings,
     pool: BufferPool,
+    gpu: Option<&Gpu>,
 ) -> Result<Pipe, Failure> {
     let config = TcpConfig {
         group: GroupName::new(&settings.group)?,
@@ -104,8 +117,15 @@ pub(super) async fn open(
         ..TcpConfig::default()
     };
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let transport = TcpTransport::bind(TokioNet, store.clone(), Ring::new(rank, 2)?, address, config).await?;
-    Ok(Pipe::spawn(transport, PipeConfig::default().with_buffer_bytes(settings.buffer_bytes))?)
+    let (store, ring) = (store.clone(), Ring::new(rank, 2)?);
+    let limits = PipeConfig::default().with_buffer_bytes(settings.buffer_bytes);
+    Ok(match gpu {
+        None => Pipe::spawn(TcpTransport::bind(TokioNet, store, ring, address, config).await?, limits)?,
+        Some(gpu) => {
+            let config = gpu.config(config, HandOut::OnDevice);
+            Pipe::spawn(NcclTransport::bind(TokioNet, store, ring, address, config).await?, limits)?
+        }
+    })
 }
 
 /// A std socket that blocks.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::Plan;
 use super::peer::Event;
 use super::report::{Peaks, Report};
+use crate::args::{BenchRole, name_of};
 use crate::children::Children;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -21,6 +22,10 @@ pub(super) async fn run(
     stop: &mut StopSignals,
 ) -> Result<(), Failure> {
     pair(plan, plan.buffer_size, false, report, output, stop).await?;
+    if plan.placement.is_some() {
+        // It is the device's memory that counts there.
+        return Ok(());
+    }
     output.doing("peak memory");
     let buffer_size = ByteSize(plan.buffer_size.0.min(FILLED_BYTES_MAX));
     let peaks = pair(plan, buffer_size, true, report, output, stop).await?;
@@ -57,12 +62,20 @@ async fn follow(
     output: &Output,
     children: &mut Children<Event>,
 ) -> Result<Peaks, Failure> {
-    let arguments = |role: &str, store| arguments(plan, buffer_size, memory, role, store);
-    children.start("the receiver".into(), arguments("receive", None))?;
+    let arguments = |role, store| arguments(plan, buffer_size, memory, role, store);
+    children.start(
+        "the receiver".into(),
+        arguments(BenchRole::Receive, None),
+        plan.environment(BenchRole::Receive),
+    )?;
     let mut peaks = Peaks::default();
     while let Some(event) = children.next().await? {
         match event {
-            Event::Store(store) => children.start("the sender".into(), arguments("send", Some(store)))?,
+            Event::Store(store) => children.start(
+                "the sender".into(),
+                arguments(BenchRole::Send, Some(store)),
+                plan.environment(BenchRole::Send),
+            )?,
             Event::Measuring(what) => output.doing(&what),
             Event::Measured(measured) => report.measured(measured)?,
             Event::Peak { sends: true, bytes } => peaks.sender = bytes,
@@ -77,19 +90,26 @@ fn arguments(
     plan: &Plan,
     buffer_size: ByteSize,
     memory: bool,
-    role: &str,
+    role: BenchRole,
     store: Option<SocketAddr>,
 ) -> Vec<OsString> {
     let sizes: Vec<String> = plan.sizes.iter().map(|size| size.0.to_string()).collect();
     let mut line: Vec<OsString> = vec!["bench-peer".into()];
     let mut option = |name: &str, value: String| line.extend([name.into(), value.into()]);
-    option("--role", role.into());
+    if let Some(placement) = &plan.placement {
+        option("--device", placement.location(role.rank()).to_string());
+    }
+    option("--role", name_of(&role));
+    option("--transport", name_of(&plan.transport));
     option("--sizes", sizes.join(","));
     option("--buffer-size", buffer_size.0.to_string());
     option("--rounds", plan.rounds.to_string());
     option("--seconds", plan.seconds.to_string());
     if let Some(store) = store {
         option("--store", store.to_string());
+    }
+    if let Some(path) = &plan.nccl {
+        line.extend(["--nccl".into(), path.into()]);
     }
     if memory {
         line.push("--memory".into());

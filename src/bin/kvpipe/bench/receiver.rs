@@ -15,13 +15,16 @@ use tokio::time::timeout;
 use super::control::{Control, Step};
 use super::limit::{BareReceiver, KEPT_ITEMS};
 use super::peer::{self, CONTROL_KEY, Event, PEER_PATIENCE};
+use super::raw::RawNccl;
 use crate::args::BenchPeerArgs;
 use crate::failure::Failure;
+use crate::gpu::Gpu;
 use crate::output::Output;
 use crate::serve;
 
 /// Serves the store, waits for the sender, and follows it to its end.
 pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Failure> {
+    let gpu = peer::gpu(args)?;
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let server = serve::bind(SocketAddr::new(loopback, 0), Limits::default()).await?;
     let store = peer::connect_store(server.local_addr()).await?;
@@ -44,9 +47,15 @@ pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Fai
     };
     let bare = peer::blocking(bare).and_then(BareReceiver::new).map_err(|error| io_failure(&error))?;
     let control = Control::new(control, args.patience()).map_err(|error| io_failure(&error))?;
+    let raw = match &gpu {
+        Some(gpu) => Some(RawNccl::meet(1, &store, gpu, args.buffer_size.0).await?),
+        None => None,
+    };
     let receiver = Receiver {
         control,
         bare: Some(bare),
+        raw,
+        gpu,
         store,
         pipes: Vec::new(),
         pool: peer::pool(),
@@ -60,6 +69,9 @@ struct Receiver {
     control: Control,
     /// Absent while a thread reads from it.
     bare: Option<BareReceiver>,
+    /// What there is in the place of it on a GPU.
+    raw: Option<RawNccl>,
+    gpu: Option<Gpu>,
     store: TcpStore<TokioNet>,
     pipes: Vec<Pipe>,
     /// Of all pipes: they take turns, and so do their buffers.
@@ -74,7 +86,7 @@ impl Receiver {
             match step {
                 Step::Open(settings) => {
                     let pool = self.pool.clone();
-                    self.pipes.push(peer::open(1, &self.store, &settings, pool).await?);
+                    self.pipes.push(peer::open(1, &self.store, &settings, pool, self.gpu.as_ref()).await?);
                     self.control.answer().await?;
                 }
                 Step::Bare { size, items, read_cap } => {
@@ -84,6 +96,22 @@ impl Receiver {
                 Step::BareEcho { size, count } => {
                     self.control.answer().await?;
                     self.on_bare(move |bare| bare.echo(size, count)).await?;
+                }
+                Step::Raw { size, items, group_items } => {
+                    self.control.answer().await?;
+                    self.raw()?.receive(size, items, group_items).await?;
+                    self.control.answer().await?;
+                }
+                Step::RawPaced { size, items } => {
+                    self.control.answer().await?;
+                    for _ in 0..items {
+                        self.raw()?.receive(size, 1, 1).await?;
+                        self.control.answer().await?;
+                    }
+                }
+                Step::RawEcho { size, count } => {
+                    self.control.answer().await?;
+                    self.raw()?.echo(size, count).await?;
                 }
                 Step::Pipe { pipe, items } => {
                     self.control.answer().await?;
@@ -125,6 +153,10 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    fn raw(&self) -> Result<&RawNccl, Failure> {
+        self.raw.as_ref().ok_or_else(|| Failure::new("bug in kvpipe: there is no NCCL"))
     }
 
     fn pipe(&self, index: usize) -> Result<&Pipe, Failure> {

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::Plan;
-use super::measurement::{Measurement, SizeMeasurement, Speed};
-use crate::args::BenchTransport;
+use super::measurement::{LimitWay, Measurement, SizeMeasurement, Speed};
+use crate::args::{BenchTransport, name_of};
 use crate::failure::Failure;
+use crate::gpu::Loaded;
 use crate::output::Output;
 use crate::units::{ByteSize, Count};
 
@@ -39,13 +39,18 @@ impl<'a> Report<'a> {
     pub(super) fn begin(&self) -> Result<(), Failure> {
         let between = match self.plan.transport {
             BenchTransport::Tcp => "two processes over TCP loopback",
+            BenchTransport::Nccl => "two processes, by NCCL",
             BenchTransport::Memory => "two threads of one process, nothing is copied",
         };
         let buffer = self.plan.buffer_size;
         let rounds = Count(u64::from(self.plan.rounds), "round");
         let columns = self.columns();
         let head = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-        self.output.text(format_args!("{between}; up to {buffer} on the way; medians of {rounds}\n"))?;
+        self.output.text(format_args!("{between}; up to {buffer} on the way; medians of {rounds}"))?;
+        if let (Some(placement), Some(library)) = (&self.plan.placement, &self.plan.library) {
+            self.output.text(format_args!("{placement}\n{}", Loaded(library)))?;
+        }
+        self.output.text("")?;
         self.output.text(row(columns, head))
     }
 
@@ -63,6 +68,17 @@ impl<'a> Report<'a> {
                 ("SOCKET P50", 12),
                 ("SOCKET READS", 14),
                 ("CRC COSTS", 11),
+            ],
+            BenchTransport::Nccl => &[
+                ("ITEM", 9),
+                ("ITEMS", 8),
+                ("GB/S", 8),
+                ("NCCL", 8),
+                ("RATIO", 7),
+                ("P50 US", 10),
+                ("P99 US", 10),
+                ("NCCL P50", 9),
+                ("GROUPS OF", 10),
             ],
             BenchTransport::Memory => &[
                 ("ITEM", 9),
@@ -87,6 +103,7 @@ impl<'a> Report<'a> {
             Measurement::Nones { items, speed, limit } => self.nones(items, speed, limit),
             Measurement::RoundTrip { bytes, pipe_us, limit_us } => {
                 let ratio = pipe_us / limit_us;
+                let bare = if self.plan.placement.is_some() { "bare NCCL" } else { "bare socket" };
                 let value = Detail::RoundTrip {
                     transport: self.transport(),
                     size: bytes,
@@ -96,7 +113,7 @@ impl<'a> Report<'a> {
                 };
                 self.output.result(
                     format_args!(
-                        "{:<26} {pipe_us:.1} us; bare socket {limit_us:.1} us: {ratio:.2} times as long",
+                        "{:<26} {pipe_us:.1} us; {bare} {limit_us:.1} us: {ratio:.2} times as long",
                         format!("{bytes} bytes there and back")
                     ),
                     &value,
@@ -106,8 +123,7 @@ impl<'a> Report<'a> {
     }
 
     fn transport(&self) -> String {
-        let name = self.plan.transport.to_possible_value();
-        name.map_or_else(String::new, |name| name.get_name().to_owned())
+        name_of(&self.plan.transport)
     }
 
     fn size(&self, measured: &SizeMeasurement) -> Result<(), Failure> {
@@ -130,7 +146,7 @@ impl<'a> Report<'a> {
                 .limits
                 .iter()
                 .map(|limit| JsonLimit {
-                    read_cap: limit.read_cap,
+                    by: limit.by,
                     gigabytes_per_second: significant(limit.speed.gigabytes(size)),
                 })
                 .collect(),
@@ -140,6 +156,7 @@ impl<'a> Report<'a> {
         };
         let cells = match self.plan.transport {
             BenchTransport::Tcp => tcp_cells(measured),
+            BenchTransport::Nccl => nccl_cells(measured),
             BenchTransport::Memory => memory_cells(measured),
         };
         self.output.result(row(self.columns(), cells), &value)
@@ -201,16 +218,25 @@ impl SizeMeasurement {
         self.with_checksum.map(|with| 100.0 * (1.0 - with.0 / self.pipe.0))
     }
 
-    fn best_reads(&self) -> String {
+    fn best_limit(&self) -> String {
         let best = self.limits.iter().max_by(|a, b| a.speed.0.total_cmp(&b.speed.0));
-        best.and_then(|best| best.read_cap)
-            .map_or_else(|| "whole".to_owned(), |cap| ByteSize(cap).to_string())
+        match best.map(|best| best.by) {
+            Some(LimitWay::ReadCap(Some(cap))) => ByteSize(cap).to_string(),
+            Some(LimitWay::GroupItems(items)) => items.to_string(),
+            Some(LimitWay::ReadCap(None)) | None => "whole".to_owned(),
+        }
     }
 }
 
 fn tcp_cells(measured: &SizeMeasurement) -> Vec<String> {
-    let size = measured.size;
     let cost = measured.checksum_cost_percent();
+    let mut cells = nccl_cells(measured);
+    cells.push(cost.map_or_else(String::new, |percent| format!("{percent:.1} %")));
+    cells
+}
+
+fn nccl_cells(measured: &SizeMeasurement) -> Vec<String> {
+    let size = measured.size;
     vec![
         ByteSize(size).to_string(),
         measured.items.to_string(),
@@ -220,8 +246,7 @@ fn tcp_cells(measured: &SizeMeasurement) -> Vec<String> {
         format!("{:.1}", measured.latency.p50_us),
         format!("{:.1}", measured.latency.p99_us),
         format!("{:.1}", measured.limit_latency.p50_us),
-        measured.best_reads(),
-        cost.map_or_else(String::new, |percent| format!("{percent:.1} %")),
+        measured.best_limit(),
     ]
 }
 
@@ -294,7 +319,8 @@ enum Detail {
 
 #[derive(Serialize)]
 struct JsonLimit {
-    read_cap: Option<usize>,
+    #[serde(flatten)]
+    by: LimitWay,
     #[serde(rename = "GBps")]
     gigabytes_per_second: f64,
 }

@@ -6,7 +6,8 @@
 //! socket, that it holds the last item. The bare socket and the pipe send the same few buffers in
 //! turn. A round has each read size of the bare socket, the pipe, and the pipe with checksums once,
 //! and each round begins with another of them. What counts is the median of the rounds of each; the
-//! limit is the read size with the best median.
+//! limit is the read size with the best median. On GPUs it is NCCL alone in the place of the bare socket,
+//! with groups of some sizes in the place of reads, and there are no checksums.
 
 use std::time::Duration;
 
@@ -20,12 +21,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::control::{Control, PipeSettings, Step};
-use super::items::{ITEMS_MAX, PACED_ITEMS_MAX, scaled, sources, tensor};
+use super::items::{ITEMS_MAX, PACED_ITEMS_MAX, placed, scaled, sources, tensor};
 use super::limit::{BareSender, KEPT_ITEMS, READ_CAPS};
-use super::measurement::{Latency, Limit, Measurement, SizeMeasurement, Speed, median};
+use super::measurement::{Latency, Limit, LimitWay, Measurement, SizeMeasurement, Speed, median};
 use super::peer::{self, CONTROL_KEY, Event, PEER_PATIENCE};
+use super::raw::{RawNccl, group_sizes};
 use crate::args::BenchPeerArgs;
 use crate::failure::Failure;
+use crate::gpu::Gpu;
 use crate::output::Output;
 
 /// Of the round trip.
@@ -33,6 +36,7 @@ const SMALL_BYTES: usize = 64;
 
 /// Measures all that the arguments ask for.
 pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Failure> {
+    let gpu = peer::gpu(args)?;
     let address = args.store.ok_or_else(|| Failure::usage("the sender needs --store"))?;
     let store = peer::connect_store(address).await?;
     let control = store.get(CONTROL_KEY, PEER_PATIENCE).await?;
@@ -42,8 +46,12 @@ pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Fai
     let first = Control::connect(control, args.patience()).await?;
     let bare = TcpStream::connect(control).await.and_then(peer::blocking).and_then(BareSender::new);
     let bare = bare.map_err(|error| Failure::io("connecting a bare socket", &error))?;
-    let mut sender =
-        Sender { args, store, control: first, bare: Some(bare), pipes: Vec::new(), opened: 0, output };
+    let raw = match &gpu {
+        Some(gpu) => Some(RawNccl::meet(0, &store, gpu, args.buffer_size.0).await?),
+        None => None,
+    };
+    let (bare, pipes) = (Some(bare), Vec::new());
+    let mut sender = Sender { args, store, control: first, bare, raw, gpu, pipes, opened: 0, output };
     match args.memory {
         true => sender.fill_memory().await,
         false => sender.measure_all().await,
@@ -56,6 +64,9 @@ struct Sender<'a> {
     control: Control,
     /// Absent while a thread writes to it.
     bare: Option<BareSender>,
+    /// What there is in the place of it on a GPU.
+    raw: Option<RawNccl>,
+    gpu: Option<Gpu>,
     pipes: Vec<Pipe>,
     opened: usize,
     output: &'a Output,
@@ -65,6 +76,7 @@ struct Sender<'a> {
 #[derive(Clone, Copy)]
 enum Way {
     Bare { read_cap: usize },
+    Raw { group_items: usize },
     Pipe(usize),
 }
 
@@ -97,13 +109,9 @@ impl Sender<'_> {
     }
 
     async fn measure_size(&mut self, size: usize) -> Result<SizeMeasurement, Failure> {
-        let sources = sources(size)?;
+        let sources = placed(sources(size)?, self.gpu.as_ref()).await?;
         self.clear().await?;
-        self.open(TcpConfig::default().checksum).await?;
-        self.open(true).await?;
-        let read_caps = READ_CAPS.into_iter().filter(|&cap| cap < size || cap == usize::MAX);
-        let mut ways: Vec<Way> = read_caps.map(|read_cap| Way::Bare { read_cap }).collect();
-        ways.extend([Way::Pipe(AS_SHIPPED), Way::Pipe(WITH_CHECKSUM)]);
+        let ways = self.open_ways(size).await?;
         let items = self.calibrate(&sources, &ways).await?;
         // Few, where each takes long.
         let paced = (items / 2).clamp(1, PACED_ITEMS_MAX);
@@ -115,7 +123,7 @@ impl Sender<'_> {
                 let way = (round + turn) % ways.len();
                 rounds[way].push(self.time(ways[way], &sources, items).await?);
             }
-            limit_latencies.extend(self.bare_paced(&sources, paced).await?);
+            limit_latencies.extend(self.limit_paced(&sources, paced).await?);
             latencies.extend(self.pipe_paced(&sources, paced).await?);
         }
 
@@ -125,7 +133,11 @@ impl Sender<'_> {
             let speed = Speed::of_rounds(items, rounds);
             match *way {
                 Way::Bare { read_cap } => {
-                    limits.push(Limit { read_cap: (read_cap != usize::MAX).then_some(read_cap), speed });
+                    let read_cap = (read_cap != usize::MAX).then_some(read_cap);
+                    limits.push(Limit { by: LimitWay::ReadCap(read_cap), speed });
+                }
+                Way::Raw { group_items } => {
+                    limits.push(Limit { by: LimitWay::GroupItems(group_items), speed });
                 }
                 Way::Pipe(AS_SHIPPED) => pipe = speed,
                 Way::Pipe(_) => with_checksum = Some(speed),
@@ -136,7 +148,21 @@ impl Sender<'_> {
         Ok(SizeMeasurement { size, items, pipe, limit, limits, with_checksum, latency, limit_latency })
     }
 
-    /// Uses every way and every buffer once; gives the number of items that keep the bare socket busy
+    /// Opens the pipes for a size; gives all ways to move items of it.
+    async fn open_ways(&mut self, size: usize) -> Result<Vec<Way>, Failure> {
+        self.open(TcpConfig::default().checksum).await?;
+        if self.gpu.is_some() {
+            let groups = group_sizes(size, self.args.buffer_size.0);
+            let limits = groups.map(|group_items| Way::Raw { group_items });
+            return Ok(limits.chain([Way::Pipe(AS_SHIPPED)]).collect());
+        }
+        self.open(true).await?;
+        let read_caps = READ_CAPS.into_iter().filter(|&cap| cap < size || cap == usize::MAX);
+        let limits = read_caps.map(|read_cap| Way::Bare { read_cap });
+        Ok(limits.chain([Way::Pipe(AS_SHIPPED), Way::Pipe(WITH_CHECKSUM)]).collect())
+    }
+
+    /// Uses every way and every buffer once; gives the number of items that keep the limit busy
     /// for as long as a measurement is to take.
     async fn calibrate(&mut self, sources: &[Tensor], ways: &[Way]) -> Result<u64, Failure> {
         let warm_up = 2 * (KEPT_ITEMS as u64 + 1);
@@ -159,6 +185,7 @@ impl Sender<'_> {
     async fn time(&mut self, way: Way, sources: &[Tensor], items: u64) -> Result<Duration, Failure> {
         match way {
             Way::Bare { read_cap } => self.bare(sources, items, read_cap).await,
+            Way::Raw { group_items } => self.raw(sources, items, group_items).await,
             Way::Pipe(pipe) => self.pipe(pipe, sources, items).await,
         }
     }
@@ -170,8 +197,33 @@ impl Sender<'_> {
         self.on_bare(move |bare| bare.send(&sources, items, budget)).await
     }
 
-    async fn bare_paced(&mut self, sources: &[Tensor], items: u64) -> Result<Vec<Duration>, Failure> {
+    async fn raw(&mut self, sources: &[Tensor], items: u64, group_items: usize) -> Result<Duration, Failure> {
         let size = sources.first().map_or(0, Tensor::byte_len);
+        let step = Step::Raw { size, items, group_items };
+        self.control.begin(&step).await?;
+        let begin = Instant::now();
+        if let Some(raw) = &self.raw {
+            raw.send(sources, items, group_items).await?;
+        }
+        self.control.answered(&step).await?;
+        Ok(begin.elapsed())
+    }
+
+    /// One at a time, without a pipe.
+    async fn limit_paced(&mut self, sources: &[Tensor], items: u64) -> Result<Vec<Duration>, Failure> {
+        let size = sources.first().map_or(0, Tensor::byte_len);
+        if let Some(raw) = &self.raw {
+            let step = Step::RawPaced { size, items };
+            self.control.begin(&step).await?;
+            let mut latencies = Vec::new();
+            for (_, tensor) in (0..items).zip(sources.iter().cycle()) {
+                let begin = Instant::now();
+                raw.send(std::slice::from_ref(tensor), 1, 1).await?;
+                self.control.answered(&step).await?;
+                latencies.push(begin.elapsed());
+            }
+            return Ok(latencies);
+        }
         self.control.begin(&Step::Bare { size, items, read_cap: usize::MAX }).await?;
         let sources = payloads(sources)?;
         self.on_bare(move |bare| bare.send_paced(&sources, items)).await
@@ -235,21 +287,25 @@ impl Sender<'_> {
     async fn measure_round_trip(&mut self) -> Result<Measurement, Failure> {
         self.clear().await?;
         self.open(TcpConfig::default().checksum).await?;
-        let small = tensor(SMALL_BYTES, 0)?;
+        let small = placed(vec![tensor(SMALL_BYTES, 0)?], self.gpu.as_ref()).await?.remove(0);
         let mut count = 100;
-        let elapsed: Duration = self.bare_round_trips(count).await?.iter().sum();
+        let elapsed: Duration = self.limit_round_trips(&small, count).await?.iter().sum();
         self.pipe_round_trips(&small, count).await?;
         count = scaled(count, elapsed, self.args.seconds.0);
         let (mut pipe, mut limit) = (Vec::new(), Vec::new());
         for _ in 0..self.args.rounds {
-            limit.push(median(self.bare_round_trips(count).await?));
+            limit.push(median(self.limit_round_trips(&small, count).await?));
             pipe.push(median(self.pipe_round_trips(&small, count).await?));
         }
         let [pipe_us, limit_us] = [pipe, limit].map(|rounds| median(rounds).as_secs_f64() * 1e6);
         Ok(Measurement::RoundTrip { bytes: SMALL_BYTES, pipe_us, limit_us })
     }
 
-    async fn bare_round_trips(&mut self, count: u64) -> Result<Vec<Duration>, Failure> {
+    async fn limit_round_trips(&mut self, small: &Tensor, count: u64) -> Result<Vec<Duration>, Failure> {
+        if let Some(raw) = &self.raw {
+            self.control.begin(&Step::RawEcho { size: SMALL_BYTES, count }).await?;
+            return raw.round_trips(small, count).await;
+        }
         self.control.begin(&Step::BareEcho { size: SMALL_BYTES, count }).await?;
         self.on_bare(move |bare| bare.round_trips(&[7; SMALL_BYTES], count)).await
     }
@@ -308,7 +364,8 @@ impl Sender<'_> {
             buffer_bytes: self.args.buffer_size.0,
         };
         self.control.begin(&Step::Open(settings.clone())).await?;
-        let pipe = peer::open(0, &self.store, &settings, BufferPool::new(0)).await?;
+        let pool = BufferPool::new(0);
+        let pipe = peer::open(0, &self.store, &settings, pool, self.gpu.as_ref()).await?;
         self.pipes.push(pipe);
         Ok(())
     }

@@ -5,11 +5,14 @@
 //! Requests are moved one at a time. All ranks wait for each other, start their clocks, wait for each
 //! other again, and only then send; so no clock starts after the first item has left. A clock stops
 //! when the request's None is in the receiving user's hands. What was received is compared after that,
-//! while nothing is being moved: checking neither costs time nor lets the sender get ahead unseen.
+//! while nothing is being moved: checking neither costs time nor lets the sender get ahead unseen. On a
+//! GPU a request is put there before the clocks start, and fetched from there to be checked.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use kvpipe::device::Device;
 use kvpipe::pipe::Driver;
 use kvpipe::store::Store;
 use kvpipe::tensor::{Item, Tensor};
@@ -27,12 +30,30 @@ use crate::failure::Failure;
 pub(super) struct Workloads {
     sent: Workload,
     expected: Workload,
+    /// Where tensors are sent from; None for host memory.
+    device: Option<Arc<dyn Device>>,
 }
 
 impl Workloads {
-    pub(super) fn new(args: &WorkloadArgs, ring: Ring) -> Result<Self, Failure> {
+    pub(super) fn new(
+        args: &WorkloadArgs,
+        ring: Ring,
+        device: Option<Arc<dyn Device>>,
+    ) -> Result<Self, Failure> {
         let expected = Workload::new(args, ring.previous())?;
-        Ok(Self { sent: Workload::new(args, ring.rank())?, expected })
+        Ok(Self { sent: Workload::new(args, ring.rank())?, expected, device })
+    }
+
+    /// The tensors of a request, where they are sent from.
+    async fn tensors(&self, request: &Request) -> Result<Vec<Tensor>, Error> {
+        let mut tensors = Vec::with_capacity(request.parts.len());
+        for Part { tensor, .. } in &request.parts {
+            tensors.push(match &self.device {
+                Some(device) => tensor.to_device(device).await?,
+                None => tensor.clone(),
+            });
+        }
+        Ok(tensors)
     }
 }
 
@@ -58,12 +79,14 @@ pub(super) async fn run(
     let requests = workloads.sent.requests.iter().zip(&workloads.expected.requests);
     for (number, (sent, expected)) in requests.enumerate() {
         let meeting = Meeting { store, ring, request: number, patience };
+        let tensors = workloads.tensors(sent).await?;
         meeting.all_are_at("ready").await?;
         let clock = Instant::now();
         meeting.all_are_at("steady").await?;
         let start = Instant::now();
-        let (received, sending) = move_request(pipe, sent, expected, start, patience).await?;
+        let (received, sending) = move_request(pipe, &tensors, expected, start, patience).await?;
         let elapsed = received.last - clock;
+        let received = received.on_host().await?;
         check(expected, &received.items).map_err(|what| {
             let (rank, previous) = (ring.rank(), ring.previous());
             Failure::new(format!("rank {rank}: request {number} from rank {previous}: {what}"))
@@ -126,7 +149,7 @@ impl<S: Store> Meeting<'_, S> {
 /// fail if a rank leaves because it got something wrong, and that is what has to be found.
 async fn move_request(
     pipe: &Pipe,
-    sent: &Request,
+    sent: &[Tensor],
     expected: &Request,
     start: Instant,
     patience: Duration,
@@ -150,9 +173,9 @@ async fn move_request(
 /// When we can't send, for the rest of what may be on its way to us.
 const GRACE: Duration = Duration::from_secs(1);
 
-async fn send(pipe: &Pipe, request: &Request, patience: Duration) -> Result<(), Error> {
-    for part in &request.parts {
-        pipe.send_timeout(Some(part.tensor.clone()), patience).await?;
+async fn send(pipe: &Pipe, tensors: &[Tensor], patience: Duration) -> Result<(), Error> {
+    for tensor in tensors {
+        pipe.send_timeout(Some(tensor.clone()), patience).await?;
     }
     pipe.send_timeout(None, patience).await?;
     pipe.flush().await
@@ -164,6 +187,15 @@ struct Received {
     latencies: Vec<Duration>,
     /// When the last item had come.
     last: Instant,
+}
+
+impl Received {
+    async fn on_host(mut self) -> Result<Self, Error> {
+        for tensor in self.items.iter_mut().flatten() {
+            *tensor = tensor.to_host().await?;
+        }
+        Ok(self)
+    }
 }
 
 /// Receives up to the None, or until there is one tensor too many.

@@ -13,11 +13,12 @@ use kvpipe::transport::{Ring, memory};
 use tokio::task::JoinSet;
 
 pub(crate) use self::processes::run_rank;
-use self::report::RankReport;
+use self::report::{Devices, RankReport};
 use self::workload::Workload;
-use crate::args::{DemoArgs, Path};
+use crate::args::DemoArgs;
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
+use crate::gpu::{self, Loaded};
 use crate::output::Output;
 use crate::serve::StopSignals;
 
@@ -25,12 +26,16 @@ use crate::serve::StopSignals;
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let plan = DemoPlan::new(&args).await?;
     let path = args.path()?;
-    if path == Some(Path::Vllm) && plan.ranks == 1 {
-        return Err(Failure::usage("on vllm's wire a rank can't send to itself").hint("--ranks 2 or more"));
-    }
+    let library = match &plan.placement {
+        Some(_) => Some(gpu::library(args.device.nccl.as_deref())?),
+        None => None,
+    };
     let first = Workload::new(&args.workload, 0)?;
     let output = Output::new(args.json).with_progress(Some(first.bytes() * u64::from(plan.ranks)));
     output.text(format_args!("each of {} ranks sends {}", plan.ranks, first.describe()))?;
+    if let (Some(placement), Some(library)) = (&plan.placement, &library) {
+        output.text(format_args!("{placement}\n{}", Loaded(library)))?;
+    }
     drop(first);
     let mut stop = StopSignals::new()?;
     let reports = match path {
@@ -38,7 +43,8 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
         None => in_memory(&args, &plan, &mut stop).await,
     };
     output.finish_progress();
-    report::show(&args, &reports?, &output)?;
+    let devices = Devices { placement: plan.placement.as_ref(), library: library.as_deref() };
+    report::show(&args, devices, &reports?, &output)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -57,7 +63,7 @@ async fn in_memory(
         let (store, config, workload) = (store.clone(), config.clone(), args.workload.clone());
         let patience = plan.timeout.0;
         ranks.spawn(async move {
-            let workloads = exchange::Workloads::new(&workload, ring)?;
+            let workloads = exchange::Workloads::new(&workload, ring, None)?;
             let (pipe, driver) = exchange::pipe(transport, config);
             tokio::spawn(driver);
             exchange::run(&pipe, &store, ring, &workloads, None, patience, |_| Ok(())).await

@@ -9,25 +9,27 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::ValueEnum;
+use kvpipe::config::Location;
 use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
-use kvpipe::transport::store::{StoreTransport, VllmTransport};
+use kvpipe::transport::nccl::{HandOut, NcclTransport};
+use kvpipe::transport::store::StoreTransport;
 use kvpipe::transport::tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
 
 use super::bare::BareEdges;
 use super::exchange::{self, Workloads};
 use super::report::RankReport;
-use crate::args::{DemoArgs, DemoRankArgs, Path};
+use crate::args::{DemoArgs, DemoRankArgs, Path, name_of};
 use crate::children::Children;
 use crate::endpoint::{self, DemoPlan, Way};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::rendezvous::{Rendezvous, reachable};
 use crate::serve::{self, StopSignals};
+use crate::vllm::VllmEdges;
 
 /// What a rank tells its parent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,7 +70,10 @@ async fn follow(
     ranks: &mut Children<Event>,
 ) -> Result<Vec<RankReport>, Failure> {
     let start = |ranks: &mut Children<Event>, rank: u16, store| {
-        ranks.start(format!("rank {rank}"), arguments(args, plan, path, rank, store))
+        let placement = plan.placement.as_ref();
+        let environment = placement.map(|placement| placement.environment(usize::from(rank)));
+        let environment = environment.unwrap_or_default();
+        ranks.start(format!("rank {rank}"), arguments(args, plan, path, rank, store), environment)
     };
     start(ranks, 0, plan.store)?;
     let mut reports = Vec::new();
@@ -101,11 +106,11 @@ fn arguments(args: &DemoArgs, plan: &DemoPlan, path: Path, rank: u16, store: Soc
     option("--rank", rank.to_string().into());
     option("--world-size", plan.ranks.to_string().into());
     option("--timeout", plan.timeout.to_string().into());
-    option("--path", value_name(&path));
+    option("--path", name_of(&path).into());
     option("--store", store.to_string().into());
     match &args.workload.input {
         Some(path) => option("--input", path.into()),
-        None => option("--model", value_name(&args.workload.model)),
+        None => option("--model", name_of(&args.workload.model).into()),
     }
     if let Some(tokens) = args.workload.tokens {
         option("--tokens", tokens.to_string().into());
@@ -119,15 +124,16 @@ fn arguments(args: &DemoArgs, plan: &DemoPlan, path: Path, rank: u16, store: Soc
     if let Some(path) = &plan.pipe.secret_file {
         option("--secret-file", path.into());
     }
+    if let Some(placement) = &plan.placement {
+        option("--device", placement.location(usize::from(rank)).to_string().into());
+    }
+    if let Some(path) = &args.device.nccl {
+        option("--nccl", path.into());
+    }
     if plan.pipe.checksum {
         line.push("--checksum".into());
     }
     line
-}
-
-/// As it is written on the command line.
-fn value_name(value: &impl ValueEnum) -> OsString {
-    value.to_possible_value().map_or_else(OsString::new, |value| value.get_name().into())
 }
 
 /// A rank, as its own process.
@@ -163,28 +169,40 @@ async fn exchange_all(
     output: &Output,
 ) -> Result<RankReport, Failure> {
     let timeout = args.timeout.0;
-    let workloads = Workloads::new(&args.workload, ring)?;
     let store = rendezvous.store();
-    let group = if args.path == Path::Vllm { "" } else { "demo" };
-    let way = Way::new(args.path, endpoint::tcp_config(&args.pipe, group, timeout)?)?;
+    let group = if args.path.is_vllms() { "" } else { "demo" };
+    let location = args.device.device.map_or(Location::Cpu, |device| device.location(ring.rank()));
+    let control = endpoint::tcp_config(&args.pipe, group, timeout)?;
+    let way = Way::new(args.path, control, &args.device, location, HandOut::OnDevice)?;
+    let gpu = way.gpu();
+    let workloads = Workloads::new(&args.workload, ring, gpu.map(|gpu| gpu.device))?;
     let limits = endpoint::pipe_config(&args.pipe, timeout);
-    let bare = BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?;
+    let bare = match args.path.by_nccl() {
+        true => None,
+        false => Some(BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?),
+    };
+    let address = SocketAddr::new(LOOPBACK, 0);
     let (pipe, driver) = match way {
         Way::Tcp(config) => {
-            let address = SocketAddr::new(LOOPBACK, 0);
             let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
             exchange::pipe(transport, limits)
         }
         Way::Store(config) => exchange::pipe(StoreTransport::new(store.clone(), ring, config), limits),
+        Way::Nccl(config) => {
+            let transport = NcclTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
+            exchange::pipe(transport, limits)
+        }
         Way::Vllm(config) => {
             let (rank, size) = (ring.rank(), ring.world_size());
             let group = StatelessProcessGroup::new(store.clone(), rank, size, config.group)?;
-            let transport = VllmTransport::meet(Arc::new(group), config.pool).await?;
-            exchange::pipe(transport, limits)
+            match VllmEdges::meet(Arc::new(group), &config.payloads).await? {
+                VllmEdges::Store(transport) => exchange::pipe(transport, limits),
+                VllmEdges::Nccl(transport) => exchange::pipe(*transport, limits),
+            }
         }
     };
     tokio::spawn(driver);
-    exchange::run(&pipe, &store, ring, &workloads, Some(bare), timeout, |bytes| {
+    exchange::run(&pipe, &store, ring, &workloads, bare, timeout, |bytes| {
         tell_parent(output, &Event::Checked(bytes))
     })
     .await

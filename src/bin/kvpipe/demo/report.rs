@@ -3,12 +3,14 @@
 use std::fmt::{self, Write as _};
 use std::time::Duration;
 
-use clap::ValueEnum;
+use kvpipe::device::Location;
+use kvpipe::nccl::Library;
 use serde::{Deserialize, Serialize};
 
 use super::workload;
-use crate::args::{DemoArgs, DemoTransport, Wire};
+use crate::args::{DemoArgs, DemoTransport, Wire, name_of};
 use crate::failure::Failure;
+use crate::gpu::Placement;
 use crate::output::Output;
 use crate::units::Size;
 
@@ -49,9 +51,20 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// What the ranks ran on; nothing on host memory.
+pub(super) struct Devices<'a> {
+    pub(super) placement: Option<&'a Placement>,
+    pub(super) library: Option<&'a Library>,
+}
+
 /// Shows the table, or the JSON line.
-pub(super) fn show(args: &DemoArgs, ranks: &[RankReport], output: &Output) -> Result<(), Failure> {
-    let summary = Summary::new(args, ranks);
+pub(super) fn show(
+    args: &DemoArgs,
+    devices: Devices<'_>,
+    ranks: &[RankReport],
+    output: &Output,
+) -> Result<(), Failure> {
+    let summary = Summary::new(args, devices, ranks);
     output.result(Table(&summary), &summary)
 }
 
@@ -69,6 +82,10 @@ struct Summary {
     tokens: Option<usize>,
     transport: String,
     wire: String,
+    /// Of each rank.
+    devices: Vec<String>,
+    /// Its version; null on other transports.
+    nccl: Option<String>,
     edges: Vec<Edge>,
 }
 
@@ -87,7 +104,7 @@ struct Row {
     seconds: f64,
     #[serde(rename = "GBps")]
     gigabytes_per_second: f64,
-    /// Of bare sockets; null in memory, and where no payload was moved.
+    /// Of bare sockets; null in memory, by NCCL, and where no payload was moved.
     #[serde(rename = "limit_GBps")]
     limit_gigabytes_per_second: Option<f64>,
     /// Our share of it.
@@ -97,7 +114,7 @@ struct Row {
 }
 
 impl Summary {
-    fn new(args: &DemoArgs, ranks: &[RankReport]) -> Self {
+    fn new(args: &DemoArgs, devices: Devices<'_>, ranks: &[RankReport]) -> Self {
         let world_size = ranks.len();
         let edges = ranks.iter().map(|report| Edge {
             from: (report.rank + world_size - 1) % world_size,
@@ -118,18 +135,24 @@ impl Summary {
             ranks.iter().map(|report| report.limit_ns).max().flatten(),
             ranks.iter().flat_map(|report| report.latencies_ns.iter().copied()).collect(),
         );
-        let model = args.workload.input.is_none().then(|| name_of(args.workload.model));
+        let model = args.workload.input.is_none().then(|| name_of(&args.workload.model));
         Self {
             verified: true,
             total,
             ranks: world_size,
             model,
             tokens: workload::tokens(&args.workload),
-            transport: name_of(args.transport.unwrap_or(match args.wire {
+            transport: name_of(&args.transport.unwrap_or(match args.wire {
+                _ if devices.placement.is_some() => DemoTransport::Nccl,
                 Wire::Native => DemoTransport::Tcp,
                 Wire::Vllm => DemoTransport::Store,
             })),
-            wire: name_of(args.wire),
+            wire: name_of(&args.wire),
+            devices: (0..world_size)
+                .map(|rank| devices.placement.map_or(Location::Cpu, |placement| placement.location(rank)))
+                .map(|location| location.to_string())
+                .collect(),
+            nccl: devices.library.map(|library| library.version().to_string()),
             edges: edges.collect(),
         }
     }
@@ -167,11 +190,6 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }
 
-/// The name on the command line.
-fn name_of(value: impl ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
 struct Table<'a>(&'a Summary);
 
 impl fmt::Display for Table<'_> {
@@ -189,8 +207,11 @@ impl fmt::Display for Table<'_> {
             writeln!(f, "{ranks:<9} {row}")?;
         }
         writeln!(f, "{:<9} {total}", "all")?;
-        if transport == &name_of(DemoTransport::Memory) {
+        if transport == &name_of(&DemoTransport::Memory) {
             writeln!(f, "in memory nothing is copied: the speed is that of handing over references")?;
+        }
+        if transport == &name_of(&DemoTransport::Nccl) {
+            writeln!(f, "kvpipe bench --transport nccl has the speed of bare NCCL beside that of a pipe")?;
         }
         write!(f, "every dtype, shape, None and byte was as sent")
     }

@@ -167,3 +167,15 @@ where
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_timeout_outlives_its_caller() {
+        let call = Call { doing: "waiting for", keys: &["k"], timeout: Duration::MAX };
+        let century = Duration::from_secs(100 * 365 * 24 * 3600);
+        assert!(call.deadline() - Instant::now() > century / 4);
+    }
+}

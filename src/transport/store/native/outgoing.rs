@@ -12,10 +12,11 @@ use super::patient::Patient;
 use super::pulse::Pulse;
 use super::slot::Slot;
 use super::{LANES, REPLIES_MAX, fall_silent, lane};
+use crate::device::{Reading, Stagings};
 use crate::error::{Error, Link, Result};
 use crate::store::Store;
 use crate::sync::Mutex;
-use crate::tensor::{Item, Tensor};
+use crate::tensor::{Item, Payload, Tensor};
 use crate::transport::session::{Heard, SendSession, Violation};
 use crate::transport::store::StoreConfig;
 use crate::transport::timing::showing_progress;
@@ -144,6 +145,7 @@ impl<S: Store> SendingEnd<'_, S> {
     /// The failure of our pipe; an error is the item's that can't be sent.
     async fn write_until_failure(&self) -> Result<Error> {
         let mut batch = Vec::new();
+        let mut stagings = Stagings::default();
         loop {
             let next = match self.items.try_next() {
                 Some(item) => Ok(Some(item)),
@@ -153,7 +155,9 @@ impl<S: Store> SendingEnd<'_, S> {
                 }
             };
             match next {
-                Ok(Some((sequence, item))) => self.write_item(&mut batch, sequence, &item).await?,
+                Ok(Some((sequence, item))) => {
+                    self.write_item(&mut batch, sequence, &item, &mut stagings).await?
+                }
                 Ok(None) => {
                     self.session.lock().close().encode_into(&mut batch);
                     self.flush(&mut batch).await;
@@ -167,17 +171,26 @@ impl<S: Store> SendingEnd<'_, S> {
         }
     }
 
-    async fn write_item(&self, batch: &mut Vec<u8>, sequence: u64, item: &Item) -> Result<()> {
-        let payload = item.as_ref().map(Tensor::bytes).transpose()?;
-        self.session.lock().send(sequence, Metadata::of(item)).encode_into(batch);
-        let payload = match payload {
-            None => return self.flush_if_full(batch).await,
-            Some(payload) if payload.len() <= self.batched_payload_bytes() => {
-                batch.extend_from_slice(payload);
-                return self.flush_if_full(batch).await;
+    async fn write_item(
+        &self,
+        batch: &mut Vec<u8>,
+        sequence: u64,
+        item: &Item,
+        stagings: &mut Stagings,
+    ) -> Result<()> {
+        let frame = || self.session.lock().send(sequence, Metadata::of(item));
+        let payload = match item.as_ref().map(Tensor::payload) {
+            Some(Payload::Host(payload)) => payload,
+            Some(Payload::Device(buffer)) => {
+                return self.write_pieces(batch, stagings.read(buffer)?, buffer.len(), frame).await;
             }
-            Some(payload) => payload,
+            None => &Bytes::new(),
         };
+        frame().encode_into(batch);
+        if payload.len() <= self.batched_payload_bytes() {
+            batch.extend_from_slice(payload);
+            return self.flush_if_full(batch).await;
+        }
         self.flow.lock().is_inside_payload = true;
         self.flush(batch).await;
         for begin in (0..payload.len()).step_by(self.chunk_bytes) {
@@ -186,6 +199,41 @@ impl<S: Store> SendingEnd<'_, S> {
         }
         self.flow.lock().is_inside_payload = false;
         Ok(())
+    }
+
+    /// Writes an item whose payload is on a device.
+    async fn write_pieces(
+        &self,
+        batch: &mut Vec<u8>,
+        mut pieces: Reading<'_>,
+        payload_bytes: usize,
+        frame: impl FnOnce() -> Frame,
+    ) -> Result<()> {
+        // The producer's work may take its time, and what fails before the frame can be followed by our
+        // last word.
+        self.flush(batch).await;
+        let mut piece = pieces.next().await?;
+        frame().encode_into(batch);
+        let is_batched = payload_bytes <= self.batched_payload_bytes();
+        if !is_batched {
+            self.flow.lock().is_inside_payload = true;
+            self.flush(batch).await;
+        }
+        while let Some(mut bytes) = piece {
+            while !is_batched && batch.len() + bytes.len() >= self.chunk_bytes {
+                let (fitting, rest) = bytes.split_at(self.chunk_bytes - batch.len());
+                batch.extend_from_slice(fitting);
+                self.flush(batch).await;
+                bytes = rest;
+            }
+            batch.extend_from_slice(bytes);
+            piece = pieces.next().await?;
+        }
+        if !is_batched {
+            self.flush(batch).await;
+            self.flow.lock().is_inside_payload = false;
+        }
+        self.flush_if_full(batch).await
     }
 
     /// Payloads up to this length travel with their frames, and with their neighbours. A batch that was

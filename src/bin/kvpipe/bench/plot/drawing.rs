@@ -77,6 +77,12 @@ fn words(transport: BenchTransport) -> Words {
             limit: "bare socket, best read size",
             y: "throughput in GB/s (10⁹ bytes)",
         },
+        BenchTransport::Nccl => Words {
+            title: "kvpipe by NCCL, beside NCCL alone",
+            between: "two processes on one machine",
+            limit: "ncclSend and ncclRecv, best group size",
+            y: "throughput in GB/s (10⁹ bytes)",
+        },
         BenchTransport::Memory => Words {
             title: "kvpipe in memory, beside a channel of std",
             between: "two threads of one process",
@@ -109,7 +115,7 @@ fn paint(svg: &mut String, plan: &Plan, sizes: &[&SizeMeasurement]) -> Drawn {
     area.fill(&WHITE)?;
     paint_heading(&area, plan, &words)?;
     let figure = |speed: Speed, size: usize| match plan.transport {
-        BenchTransport::Tcp => speed.gigabytes(size),
+        BenchTransport::Tcp | BenchTransport::Nccl => speed.gigabytes(size),
         BenchTransport::Memory => speed.0 / 1e3,
     };
     let curve = |speed: fn(&SizeMeasurement) -> Speed| -> Vec<Point> {
