@@ -87,10 +87,15 @@ mod once_failed {
 
     #[test]
     fn a_receiver_over_the_store_does_not_wait_for_a_sender_that_said_farewell_and_then_died() {
-        // Between the two, wherever that is.
-        for ms in (20..=140).step_by(4) {
+        // Between the two lies a request to the store, which is slow, so that the death of one world is there.
+        let latency = [50, 60].map(Duration::from_millis);
+        let slow = Fault::Slow([Place::Rank(0), Place::Store], latency, 2 * SECOND);
+        for ms in (200..=1500).step_by(25) {
             let death = Fault::PowerLoss(Place::Rank(0), None);
-            let faults = FaultPlan::new(vec![Planned { at: Duration::from_millis(ms), fault: death }]);
+            let faults = FaultPlan::new(vec![
+                Planned { at: Duration::ZERO, fault: slow.clone() },
+                Planned { at: Duration::from_millis(ms), fault: death },
+            ]);
             let world = World::new(ms, 2).faults(faults).patience(10 * SECOND);
             let report = world.run(|rank| send_over_the_store(rank, SECOND));
             assert!(report.is_good(), "it died after {ms} ms\n{report}");

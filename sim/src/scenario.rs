@@ -284,12 +284,16 @@ impl Setup {
     /// By how much a limit of a pipe may seem to be exceeded: an item is on its way, or nothing gets through,
     /// or a broken connection is being resumed.
     fn slack(&self, seed: u64) -> Duration {
-        let Settings { heartbeat, reconnect, .. } = self.workload.settings;
+        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
+        // Two ranks that did not meet over a store take away what they left there, in two parts, each for as
+        // long as an answer may take.
+        let clearing_up = if wire == Wire::Store { heartbeat * 2 } else { Duration::ZERO };
         let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
         let on_its_way = conditions.time_for(self.workload.sizes.bytes_max.max(LARGE_BYTES));
         let slow = self.faults.faults.iter().filter(|planned| planned.fault.kind() == Kind::Slow);
         let slow: Duration = slow.map(|planned| planned.fault.lasts()).sum();
-        on_its_way + slow + self.faults.silence() + heartbeat + reconnect + Duration::from_secs(1)
+        let waits = heartbeat + reconnect + clearing_up + Duration::from_secs(1);
+        on_its_way + slow + self.faults.silence() + waits
     }
 
     /// The world of this setup.
