@@ -167,3 +167,26 @@ async fn a_transport_that_panics_is_told_from_a_driver_that_was_dropped() {
     let closed = pipe.close().await;
     assert!(matches!(closed, Err(Error::Bug(_))), "{closed:?}");
 }
+
+/// An outgoing direction that takes itself for done.
+struct Quits;
+
+impl Outgoing for Quits {
+    fn link(&self) -> Link {
+        Link::new(0, 1)
+    }
+
+    async fn run(self, _: &Outbox) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_transport_that_ends_before_its_user_has_closed_is_a_bug() {
+    let (pipe, driver) = Pipe::send_only(Quits, PipeConfig::default());
+    assert_eq!(format!("{driver:?}"), "Driver { sends: true, receives: false }");
+    // There is nothing that it has not sent.
+    driver.await;
+    let sent = pipe.send(None).await;
+    assert!(matches!(sent, Err(Error::Bug(_))), "{sent:?}");
+}

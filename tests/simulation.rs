@@ -1,5 +1,5 @@
-//! The simulation as a part of the ordinary tests: some seeds of each scenario, and every seed that
-//! once showed a bug. What fails here is repeated by
+//! The simulation as a part of the ordinary tests: some seeds of each scenario, and each world that once
+//! showed a bug. A seed that fails here is repeated by
 //! `cargo run --release --manifest-path sim/Cargo.toml -- --scenario NAME --seed N --trace`.
 #![cfg(not(loom))]
 
@@ -45,18 +45,100 @@ scenarios! {
     anything_at_once_breaks_no_promise: Chaos,
 }
 
-/// Seeds that failed once, and why. They depend on what the simulation draws, so one that is made to draw
-/// otherwise needs new ones.
-const ONCE_FAILED: [(Scenario, u64); 3] = [
-    // A receiver over the store waited for ever for a sender that had said farewell and then died.
-    (Scenario::StoreWireFaults, 512),
-    // A receiver on a slow link to the store left the key under which it had been found.
-    (Scenario::StoreWireFaults, 12),
-    // An abort did not reach a receiver whose inbox was full for more than a second.
-    (Scenario::Leavers, 330),
-];
+/// What once failed, as a world of its own: made of what was needed, and not of what a seed happened to draw.
+mod once_failed {
+    use std::time::Duration;
 
-#[test]
-fn seeds_that_once_failed_do_not_any_more() {
-    ONCE_FAILED.into_iter().for_each(|(scenario, seed)| holds(&Case::new(scenario, seed)));
+    use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing};
+    use kvpipe::transport::tcp::{TcpConfig, TcpIncoming, TcpOutgoing};
+    use kvpipe::{Error, Item, PipeConfig, Result, Tensor};
+    use kvpipe_sim::fault::{Fault, FaultPlan, Place, Planned};
+    use kvpipe_sim::world::{Expectations, Rank, Tolerance, World};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn item(bytes: usize, mark: u8) -> Result<Item> {
+        Ok(Some(Tensor::from_vec([bytes], vec![mark; bytes])?))
+    }
+
+    /// Rank 0 sends a few items over the store and closes; rank 1 takes them.
+    async fn send_over_the_store(rank: Rank, heartbeat: Duration) -> Result<()> {
+        let (store, ring) = (rank.store().await?, rank.ring()?);
+        let config = StoreConfig {
+            connect_timeout: 5 * SECOND,
+            heartbeat,
+            reconnect_timeout: heartbeat * 2 / 3,
+            ..rank.store_config()
+        };
+        if rank.number() == 0 {
+            let outgoing = StoreOutgoing::new(store, ring, config);
+            let sender = rank.open_sender("kv", outgoing, PipeConfig::default())?;
+            for mark in 0..3 {
+                sender.send(item(32, mark)?).await?;
+            }
+            return sender.close().await;
+        }
+        let receiver =
+            rank.open_receiver("kv", StoreIncoming::new(store, ring, config), PipeConfig::default())?;
+        while receiver.recv().await.is_ok() {}
+        receiver.close().await;
+        Ok(())
+    }
+
+    #[test]
+    fn a_receiver_over_the_store_does_not_wait_for_a_sender_that_said_farewell_and_then_died() {
+        // Between the two, wherever that is.
+        for ms in (20..=140).step_by(4) {
+            let death = Fault::PowerLoss(Place::Rank(0), None);
+            let faults = FaultPlan::new(vec![Planned { at: Duration::from_millis(ms), fault: death }]);
+            let world = World::new(ms, 2).faults(faults).patience(10 * SECOND);
+            let report = world.run(|rank| send_over_the_store(rank, SECOND));
+            assert!(report.is_good(), "it died after {ms} ms\n{report}");
+        }
+    }
+
+    #[test]
+    fn a_receiver_on_a_slow_link_to_the_store_takes_its_key_away() {
+        let latency = [350, 400].map(Duration::from_millis);
+        let slow = Fault::Slow([Place::Store, Place::Rank(1)], latency, 30 * SECOND);
+        let faults = FaultPlan::new(vec![Planned { at: Duration::ZERO, fault: slow }]);
+        let world = World::new(1, 2).faults(faults).expects(Expectations::Nothing).leaves_no_keys(true);
+        let report = world.run(|rank| send_over_the_store(rank, 3 * SECOND));
+        assert!(report.is_good() && report.all_succeeded(), "{report}");
+    }
+
+    /// Rank 0 sends more than fits and aborts; rank 1 takes nothing until long after that.
+    async fn abort_with_a_full_inbox(rank: Rank) -> Result<()> {
+        let (store, ring, address) = (rank.store().await?, rank.ring()?, rank.any_port());
+        let config = TcpConfig { heartbeat: SECOND, reconnect_timeout: SECOND, ..rank.tcp_config() };
+        let pipe = PipeConfig { window_bytes: 4096, close_timeout: 30 * SECOND, ..PipeConfig::default() };
+        let net = rank.net().clone();
+        if rank.number() == 0 {
+            let sender = rank.open_sender("kv", TcpOutgoing::new(net, store, ring, config), pipe)?;
+            for mark in 0..20 {
+                sender.send(item(1000, mark)?).await?;
+            }
+            tokio::time::sleep(SECOND).await;
+            sender.abort("enough");
+            rank.expect(sender.close().await.is_err(), || "the abort came to nothing".into());
+            return Ok(());
+        }
+        let incoming = TcpIncoming::bind(net, &store, ring, address, config).await?;
+        let receiver = rank.open_receiver("kv", incoming, pipe)?;
+        tokio::time::sleep(5 * SECOND).await;
+        let end = loop {
+            if let Err(end) = receiver.recv().await {
+                break end;
+            }
+        };
+        rank.expect(matches!(end, Error::PeerAborted { .. }), || format!("the end was {end}"));
+        Ok(())
+    }
+
+    #[test]
+    fn an_abort_reaches_a_receiver_whose_inbox_is_full_for_seconds() {
+        let tolerance = Tolerance { over_store: false, silence: SECOND / 2, resumes: true, group: false };
+        let report = World::new(1, 2).expects(Expectations::Beyond(tolerance)).run(abort_with_a_full_inbox);
+        assert!(report.is_good() && report.all_succeeded(), "{report}");
+    }
 }

@@ -16,13 +16,19 @@
 //! | [`runner`] | many seeds, what they met, and small cases of what failed |
 //! | [`conformance`](mod@conformance) | what every transport must do, as a suite for whoever writes one |
 //! | [`trace`] | the history, equal to the byte for equal seeds |
+//! | [`device`], [`nccl`] | a GPU and NCCL on the host, for tests that are not simulated |
 //!
 //! An example of somebody else's service in a world is in [`world`]. The command line and how to read
 //! what it prints: `README.md` in this folder.
 
 pub mod conformance;
+// The fakes have the C interfaces of CUDA and NCCL.
+#[allow(unsafe_code)]
+pub mod device;
 pub mod draws;
 pub mod fault;
+#[allow(unsafe_code)]
+pub mod nccl;
 pub mod net;
 pub mod oracle;
 mod panics;

@@ -84,7 +84,7 @@ impl Poller {
             let before = pending.len() + arrivals.len();
             let has_news = !arrivals.is_empty();
             pending.extend(arrivals);
-            pending = pending.into_iter().filter_map(Watched::poll).collect();
+            pending = pending.into_iter().filter_map(Watched::poll_safely).collect();
             let has_moved = has_news || pending.len() < before;
             idle_rounds = if has_moved { 0 } else { idle_rounds.saturating_add(1) };
         }
@@ -115,7 +115,15 @@ impl Poller {
 }
 
 impl Watched {
-    /// Polls it once; None when it needs no more of it.
+    /// Polls it once; None when it needs no more of it. What it calls and drops may be the user's, and may
+    /// panic: a device, a waker, what a stream has used. Other events are not to suffer from it.
+    fn poll_safely(self) -> Option<Self> {
+        catch_unwind(AssertUnwindSafe(|| self.poll())).unwrap_or_else(|_| {
+            tracing::error!("polling an event, or what a stream has used, panicked");
+            None
+        })
+    }
+
     fn poll(self) -> Option<Self> {
         if matches!(&self.then, Then::Tell(giver) if giver.is_abandoned()) {
             return None;
@@ -131,10 +139,7 @@ impl Watched {
                 if let Err(error) = outcome {
                     tracing::warn!(%error, "work on a device has failed, and nobody waited for it");
                 }
-                // It is the user's, and may panic. Other events are not to suffer from it.
-                if catch_unwind(AssertUnwindSafe(|| drop(held))).is_err() {
-                    tracing::error!("what a stream has used panicked when it was dropped");
-                }
+                drop(held);
             }
         }
         None

@@ -37,9 +37,9 @@ impl Slot {
 }
 
 /// Communicators.
-#[allow(dead_code, reason = "the communicator will call them")]
 impl Library {
     /// Blocks until all ranks are there.
+    #[allow(dead_code, reason = "vLLM's library has it; our communicators don't block")]
     pub(crate) unsafe fn comm_init_rank(
         &self,
         world_size: c_int,
@@ -101,6 +101,7 @@ impl Library {
         Ok(state)
     }
 
+    #[allow(dead_code, reason = "a communicator knows what it was made with")]
     pub(crate) unsafe fn comm_count(&self, comm: RawComm) -> Result<c_int> {
         let mut count = 0;
         // SAFETY: the caller's promise; it writes one number.
@@ -109,6 +110,7 @@ impl Library {
         Ok(count)
     }
 
+    #[allow(dead_code, reason = "a communicator knows what it was made with")]
     pub(crate) unsafe fn comm_user_rank(&self, comm: RawComm) -> Result<c_int> {
         let mut rank = 0;
         // SAFETY: the caller's promise; it writes one number.
@@ -119,7 +121,6 @@ impl Library {
 }
 
 /// What moves data. Addresses are the device's, `stream` is a `CUstream`, counts are of elements.
-#[allow(dead_code, reason = "the communicator will call them")]
 #[allow(clippy::too_many_arguments, reason = "they are NCCL's")]
 impl Library {
     pub(crate) unsafe fn all_reduce(
@@ -253,8 +254,8 @@ impl Library {
 }
 
 /// Memory: NCCL's own, and that of others made known to it.
-#[allow(dead_code, reason = "the communicator will call them")]
 impl Library {
+    #[allow(dead_code, reason = "NCCL takes any memory of a device, and that comes from CUDA")]
     pub(crate) unsafe fn mem_alloc(&self, bytes: usize) -> Result<u64> {
         let mut address = ptr::null_mut();
         // SAFETY: it writes one pointer; the caller has made a device current.
@@ -263,6 +264,7 @@ impl Library {
         Ok(number(address))
     }
 
+    #[allow(dead_code, reason = "NCCL takes any memory of a device, and that comes from CUDA")]
     pub(crate) unsafe fn mem_free(&self, address: u64) -> Result<()> {
         // SAFETY: the caller's promise.
         self.done("ncclMemFree", unsafe { (self.functions.mem_free()?)(target(address)) })

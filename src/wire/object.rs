@@ -93,7 +93,7 @@ impl Object {
     /// kvpipe's own encoding.
     ///
     /// # Errors
-    /// [`Error::Misuse`](crate::Error::Misuse) for a tensor that is not in host memory.
+    /// [`Error::Misuse`] for a tensor that is not in host memory.
     pub fn encode(&self) -> Result<Bytes> {
         let mut out = BytesMut::new();
         out.put_u8(VERSION);

@@ -3,40 +3,89 @@
 use std::sync::Arc;
 
 use kvpipe::device::{DeviceBufferMut, Stream};
-use kvpipe::nccl::{Communicator, ReduceOp};
+use kvpipe::nccl::Communicator;
 use kvpipe::{DType, Error, Shape, Tensor};
 
 use crate::child::{cuda, nccl};
 use crate::world::{HANG, all, config, connected, device, library, world};
 
 on_fakes!(dropping_a_communicator_lets_what_was_enqueued_finish, "", async || {
-    let world = world(2).await;
-    let sums = world.iter().cloned().map(|rank| async move {
-        let one = Tensor::from_slice([1], &[1_i32]).unwrap().to_device(&device()).await.unwrap();
-        let sum = rank.communicator.all_reduce(&one, ReduceOp::Sum, &rank.stream).await.unwrap();
-        drop(rank);
-        sum
+    let mut world = connected().await;
+    let receiver = world.pop().unwrap();
+    let sender = world.pop().unwrap();
+    let content =
+        Tensor::from_vec([1 << 20], vec![7_i32; 1 << 20]).unwrap().to_device(&device()).await.unwrap();
+    let sending = tokio::spawn(async move {
+        // More than the connection holds, so that it can't end before somebody receives.
+        sender.communicator.send(&content, 1, &sender.stream).await
     });
-    let sums = all(sums.collect::<Vec<_>>()).await;
-    drop(world);
-    for sum in sums {
-        assert_eq!(sum.to_host().await.unwrap().to_vec::<i32>().unwrap(), [2]);
-    }
+    enqueued().await;
+    sending.abort();
+    // With it the sender's communicator was dropped.
+    assert!(sending.await.unwrap_err().is_cancelled());
+    let shape = Shape::new(&[1 << 20]).unwrap();
+    let receiving = receiver.communicator.recv(DType::Int32, shape, 0, &receiver.stream);
+    let received = tokio::time::timeout(HANG, receiving).await.expect("it hangs").unwrap();
+    assert_eq!(received.to_host().await.unwrap().to_vec::<i32>().unwrap(), vec![7; 1 << 20]);
 });
 
 on_fakes!(dropping_one_whose_peer_never_answers_keeps_nobody, "", async || {
-    let world = world(2).await;
+    let world = connected().await;
     let rank = Arc::clone(&world[0]);
     let waiting = tokio::spawn(async move {
         let shape = Shape::new(&[8]).unwrap();
         rank.communicator.recv(DType::Float32, shape, 1, &rank.stream).await
     });
-    // The receive is on the stream.
-    tokio::task::yield_now().await;
+    enqueued().await;
     waiting.abort();
     assert!(waiting.await.unwrap_err().is_cancelled());
     // What is left over is looked for by the harness: the thread finalizes in vain, and aborts.
     drop(world);
+});
+
+on_fakes!(what_an_abort_has_ended_is_no_success, "", async || {
+    let world = connected().await;
+    let shape = Shape::new(&[8]).unwrap();
+    let rank = &world[0];
+    let mut receiving = std::pin::pin!(rank.communicator.recv(DType::Float32, shape, 1, &rank.stream));
+    loop {
+        tokio::select! {
+            biased;
+            received = &mut receiving => panic!("nobody has sent anything: {received:?}"),
+            () = tokio::task::yield_now() => if cuda().events > 0 { break },
+        }
+    }
+    // After it the stream is done with the receive, as if it had succeeded.
+    rank.communicator.abort(Error::Misuse("enough".into())).await.unwrap();
+    assert_eq!(receiving.await.unwrap_err().to_string(), "enough");
+});
+
+on_fakes!(a_registration_that_is_given_up_is_taken_back, "", async || {
+    let world = connected().await;
+    let buffer = DeviceBufferMut::allocate(&device(), 4096).unwrap().freeze();
+    for _ in 0..100 {
+        tokio::select! {
+            biased;
+            registered = world[0].communicator.register_buffer(&buffer) => drop(registered.unwrap()),
+            () = std::future::ready(()) => {}
+        }
+    }
+    // The thread does them one after the other, and this one last.
+    drop(world[0].communicator.register_buffer(&buffer).await.unwrap());
+    while nccl().registered > 0 {
+        tokio::task::yield_now().await;
+    }
+});
+
+on_fakes!(nccls_own_memory_can_be_registered_as_a_window, "", async || {
+    let world = world(2).await;
+    let windows = world.iter().cloned().map(|rank| async move {
+        let buffer = rank.communicator.allocate(1 << 16).await.unwrap().freeze();
+        rank.communicator.register_window(&buffer).await.unwrap()
+    });
+    let windows = all(windows.collect::<Vec<_>>()).await;
+    assert_eq!((nccl().allocations, nccl().registered), (2, 2));
+    drop(windows);
 });
 
 on_fakes!(an_operation_that_is_given_up_goes_on_and_frees_its_memory, "", async || {
@@ -48,10 +97,7 @@ on_fakes!(an_operation_that_is_given_up_goes_on_and_frees_its_memory, "", async 
         tokio::spawn(
             async move { receiver.communicator.recv(DType::Int32, shape, 0, &receiver.stream).await },
         );
-    // The event is recorded behind the receive.
-    while cuda().events == before.events {
-        tokio::task::yield_now().await;
-    }
+    enqueued().await;
     receiving.abort();
     assert!(receiving.await.unwrap_err().is_cancelled());
     let tensor =
@@ -122,3 +168,10 @@ on_fakes!(a_stream_of_the_users_is_used_as_it_is, "", async || {
     assert_eq!(received.to_host().await.unwrap().to_vec::<u8>().unwrap(), [1, 2, 3, 4]);
     assert!(matches!(received.bytes(), Err(Error::Misuse(_))));
 });
+
+/// Waits until an operation is on its stream, on a device that had no other: an event is recorded behind it.
+async fn enqueued() {
+    while cuda().events == 0 {
+        tokio::task::yield_now().await;
+    }
+}

@@ -2,6 +2,7 @@
 //! why it is skipped, and passes.
 
 mod device;
+mod nccl;
 
 use std::sync::Arc;
 

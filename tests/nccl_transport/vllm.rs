@@ -44,6 +44,9 @@ on_fakes!(a_payload_that_does_not_come_ends_at_the_deadline, "rank=0,async_error
     prefill.send(Some(tensor(10, 0))).await.unwrap();
     let error = failure(&decode).await;
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    // The communicator is of both directions: the one at rest has ended, too.
+    let idle = failure(&prefill).await;
+    assert!(matches!(idle, Error::Timeout { .. } | Error::Nccl { .. }), "{idle}");
 });
 
 on_fakes!(a_group_on_another_wire_is_refused, "", async || {

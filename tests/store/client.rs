@@ -136,6 +136,13 @@ async fn a_get_that_is_dropped_leaves_no_waiter_and_takes_its_connection_with_it
 }
 
 #[tokio::test]
+async fn its_debug_output_says_which_store_it_is() {
+    let server = server().await;
+    let store = connect(server.local_addr()).await;
+    assert!(format!("{store:?}").contains(&format!("address: {}", server.local_addr())), "{store:?}");
+}
+
+#[tokio::test]
 async fn connections_are_used_again_and_not_opened_for_every_operation() {
     let server = server().await;
     let store = connect(server.local_addr()).await;

@@ -195,8 +195,12 @@ fn a_large_value_may_be_put_straight_into_its_place() {
 
 #[test]
 fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request() {
+    let part = |byte| Bytes::from(vec![byte; 8000]);
     let requests = [
         Request::Set { key: "k".into(), value: vec![1; 2_000_000].into() },
+        Request::Append { key: part(5), value: part(6) },
+        Request::CompareSet { key: part(7), expected: part(8), desired: part(9) },
+        Request::Add { key: part(10), delta: -1 },
         Request::Wait { keys: vec![vec![2; 1000].into(); 100] },
         Request::MultiSet { pairs: vec![(vec![3; 1000].into(), vec![4; 1000].into()); 100] },
     ];
@@ -214,6 +218,22 @@ fn what_a_parser_holds_grows_with_what_has_come_and_is_nothing_after_a_request()
 }
 
 #[test]
+fn small_keys_and_values_in_a_list_cost_more_than_their_bytes() {
+    let small = || Bytes::from_static(b"s");
+    let lists = [
+        (Request::Wait { keys: vec![small(); 1000] }, 1000),
+        (Request::MultiSet { pairs: vec![(small(), small()); 1000] }, 2000),
+    ];
+    for (request, small_ones) in lists {
+        let bytes = encoded(&[request]);
+        let mut parser = RequestParser::new(Limits::default());
+        parser.parse(&mut &bytes[..bytes.len() - 1]).unwrap();
+        // Each has an allocation and a place in a list.
+        assert!(parser.held_bytes() > small_ones * 100, "{}", parser.held_bytes());
+    }
+}
+
+#[test]
 fn a_large_value_that_comes_byte_by_byte_takes_linear_time() {
     // Quadratic, this is 8 x 10^12 steps; linear, it is done at once.
     let request = Request::Set { key: "k".into(), value: vec![1; 4 << 20].into() };
@@ -224,6 +244,17 @@ fn a_large_value_that_comes_byte_by_byte_takes_linear_time() {
         parsed = parser.parse(&mut std::slice::from_ref(byte)).unwrap();
     }
     assert!(parsed == Some(request));
+}
+
+#[test]
+fn the_rest_of_a_large_value_may_be_put_into_its_place_by_a_client_too() {
+    let length = (1u64 << 20).to_le_bytes();
+    for expected in [Expected::Value, Expected::Popped, Expected::Values(1)] {
+        let before: &[u8] = if expected == Expected::Popped { &[1, 0, 0, 0, 0, 0, 0, 0] } else { &[] };
+        let mut parser = ReplyParser::new(expected, &Limits::default());
+        assert_eq!(parser.parse(&mut &[before, &length, b"x"].concat()[..]), Ok(None));
+        assert!(parser.spare().is_some(), "{expected:?}");
+    }
 }
 
 #[test]

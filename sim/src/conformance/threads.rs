@@ -33,6 +33,7 @@ pub fn plain_threads_send_receive_and_close_without_a_runtime(backend: AnyBacken
         assert!(right.blocking_recv().unwrap_err().is_closed());
         right.blocking_send(None).unwrap();
         right.blocking_close().unwrap();
+        assert!(right.try_send(None).is_err(), "it is closed");
     });
 }
 

@@ -111,3 +111,85 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kvpipe::pipe::{Driver, Receiver, Sender};
+    use kvpipe::transport::{Transport, memory};
+    use kvpipe::{Pipe, PipeConfig};
+
+    use super::*;
+    use crate::net::{Conditions, Network};
+    use crate::oracle::EdgeName;
+    use crate::world::causes::{Causes, Expectations};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    const LIMITS: Limits = Limits { connect: Duration::from_secs(10), slack: Duration::from_secs(2) };
+
+    /// The ends of a pipe whose driver nobody polls.
+    fn halves() -> (Sender, Receiver, Driver) {
+        let (outgoing, incoming) = memory::pair().0.split();
+        let (pipe, driver) = Pipe::new(outgoing, incoming, PipeConfig::default());
+        (pipe.sender().unwrap().clone(), pipe.receiver().unwrap().clone(), driver)
+    }
+
+    fn state() -> State {
+        let network = Network::new(1, Conditions::drawn(&crate::draws::Draws::new(1, "")));
+        State::new(Causes::new(Expectations::Nothing, 2), &network, BTreeMap::new())
+    }
+
+    fn edge() -> EdgeName {
+        EdgeName { pipe: "kv".into(), from: 0 }
+    }
+
+    /// Whether something is found at this time, and nothing at the one before.
+    fn is_found_after(state: &mut State, limit: Duration) -> bool {
+        state.look_for_stalls(SECOND, LIMITS);
+        state.look_for_stalls(SECOND + limit, LIMITS);
+        let was_content = state.oracle.is_content();
+        state.look_for_stalls(SECOND + limit + Duration::from_millis(1), LIMITS);
+        was_content && !state.oracle.is_content()
+    }
+
+    #[test]
+    fn a_sender_whose_first_item_does_not_get_through_must_fail_in_time() {
+        let (mut state, (sender, _receiver, _driver)) = (state(), halves());
+        let end = state.oracle.opens_sender(edge(), &PipeConfig::default());
+        state.senders.push(Watched::new(end.clone(), sender.clone()));
+        state.look_for_stalls(Duration::ZERO, LIMITS);
+        state.look_for_stalls(SECOND * 100, LIMITS);
+        assert!(state.oracle.is_content(), "it has nothing to send");
+        state.oracle.accepted(&end, 0, &None);
+        assert!(is_found_after(&mut state, LIMITS.connect + LIMITS.slack));
+    }
+
+    #[test]
+    fn a_receiver_that_nobody_sends_to_must_fail_in_time() {
+        let (mut state, (sender, receiver, _driver)) = (state(), halves());
+        let config = PipeConfig::default();
+        let end = state.oracle.opens_receiver(edge(), &config);
+        state.receivers.push(Watched::new(end, receiver));
+        let of_sender = state.oracle.opens_sender(edge(), &config);
+        state.senders.push(Watched::new(of_sender, sender.clone()));
+        state.look_for_stalls(Duration::ZERO, LIMITS);
+        state.look_for_stalls(SECOND * 100, LIMITS);
+        assert!(state.oracle.is_content(), "there is a sender");
+        sender.abort("a test");
+        assert!(is_found_after(&mut state, LIMITS.connect + LIMITS.slack));
+    }
+
+    #[test]
+    fn a_close_must_end_in_time_after_the_last_that_moved() {
+        let (mut state, (sender, _receiver, _driver)) = (state(), halves());
+        let end = state.oracle.opens_sender(edge(), &PipeConfig::default());
+        state.senders.push(Watched::new(end.clone(), sender.clone()));
+        state.closing.insert(0, Closing::new(&end, SECOND * 3, Duration::ZERO));
+        state.look_for_stalls(SECOND / 2, LIMITS);
+        // A failure is known at once, and then only the peer is to be told.
+        sender.abort("a test");
+        assert!(is_found_after(&mut state, LIMITS.connect + SECOND * 3 + GOODBYE + LIMITS.slack));
+    }
+}

@@ -121,7 +121,7 @@ impl DemoPlan {
             pipe: args.pipe.clone(),
             placement: None,
         };
-        let Some(config) = &args.transfer.kv_transfer_config else { return own.placed(path, args) };
+        let Some(config) = &args.transfer.kv_transfer_config else { return own.along(path, args) };
         // A demo starts them all.
         let mut config = config.clone();
         config.kv_rank = Some(0);
@@ -143,11 +143,21 @@ impl DemoPlan {
             pipe: PipeArgs { buffer_size: args.pipe.buffer_size.or(Some(budget)), ..own.pipe },
             placement: None,
         };
-        plan.placed(path, args)
+        plan.along(path, args)
     }
 
-    /// On GPUs, if it goes by NCCL.
-    fn placed(mut self, path: Option<Path>, args: &DemoArgs) -> Result<Self, Failure> {
+    /// With what its path needs.
+    fn along(mut self, path: Option<Path>, args: &DemoArgs) -> Result<Self, Failure> {
+        let alone = match path {
+            Some(Path::Vllm) => Some("on vllm's wire"),
+            // Both ends of its edge would be ranks of one communicator on one GPU, which NCCL refuses.
+            Some(Path::Nccl) => Some("by nccl"),
+            _ => None,
+        };
+        if let (Some(how), 1) = (alone, self.ranks) {
+            let why = format!("{how} a rank can't send to itself");
+            return Err(Failure::usage(why).hint("--ranks 2 or more"));
+        }
         if path.is_some_and(Path::by_nccl) {
             let placement = Placement::of_ranks(usize::from(self.ranks), args.device_asked_for())?;
             self.placement = Some(placement);
@@ -266,7 +276,7 @@ pub(crate) struct VllmConfig {
 pub(crate) enum VllmPayloads {
     /// The store, like all else.
     Store(BufferPool),
-    Nccl(NcclConfig),
+    Nccl(Box<NcclConfig>),
 }
 
 impl Way {
@@ -301,20 +311,21 @@ impl Way {
             Path::Vllm => {
                 Self::Vllm(VllmConfig { group: vllm_group(&tcp), payloads: VllmPayloads::Store(tcp.pool) })
             }
-            Path::VllmNccl => {
-                Self::Vllm(VllmConfig { group: vllm_group(&tcp), payloads: VllmPayloads::Nccl(nccl(&tcp)?) })
-            }
+            Path::VllmNccl => Self::Vllm(VllmConfig {
+                group: vllm_group(&tcp),
+                payloads: VllmPayloads::Nccl(Box::new(nccl(&tcp)?)),
+            }),
         })
     }
 
     /// The GPU that was opened for it.
     pub(crate) fn gpu(&self) -> Option<Gpu> {
-        match self {
-            Self::Nccl(config) | Self::Vllm(VllmConfig { payloads: VllmPayloads::Nccl(config), .. }) => {
-                Some(Gpu { device: config.device.clone(), library: config.library.clone() })
-            }
-            _ => None,
-        }
+        let config = match self {
+            Self::Nccl(config) => config,
+            Self::Vllm(VllmConfig { payloads: VllmPayloads::Nccl(config), .. }) => config,
+            _ => return None,
+        };
+        Some(Gpu { device: config.device.clone(), library: config.library.clone() })
     }
 }
 

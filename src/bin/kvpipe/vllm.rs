@@ -8,7 +8,7 @@ use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
 use kvpipe::store::Limits;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
-use kvpipe::transport::nccl::VllmNcclTransport;
+use kvpipe::transport::nccl::{NcclConfig, VllmNcclTransport};
 use kvpipe::transport::store::VllmTransport;
 
 use crate::endpoint::{Place, VllmConfig, VllmPayloads};
@@ -27,7 +27,7 @@ pub(crate) struct VllmRank {
 /// Both edges of a rank.
 pub(crate) enum VllmEdges {
     Store(VllmTransport<TcpStore<TokioNet>>),
-    Nccl(VllmNcclTransport<TcpStore<TokioNet>>),
+    Nccl(Box<VllmNcclTransport<TcpStore<TokioNet>>>),
 }
 
 impl VllmEdges {
@@ -38,7 +38,10 @@ impl VllmEdges {
     ) -> Result<Self, Failure> {
         Ok(match payloads {
             VllmPayloads::Store(pool) => Self::Store(VllmTransport::meet(group, pool.clone()).await?),
-            VllmPayloads::Nccl(config) => Self::Nccl(VllmNcclTransport::meet(group, config.clone()).await?),
+            VllmPayloads::Nccl(config) => {
+                let config = NcclConfig::clone(config);
+                Self::Nccl(Box::new(VllmNcclTransport::meet(group, config).await?))
+            }
         })
     }
 }

@@ -51,7 +51,7 @@ impl Group<'_> {
     /// Dropped early, nothing is added.
     pub async fn recv(&mut self, dtype: DType, shape: Shape, src: usize) -> Result<()> {
         self.check_peer(src)?;
-        let to = DeviceBufferMut::allocated(&self.communicator.device, shape.byte_len(dtype)?).await?;
+        let to = self.communicator.output(shape.byte_len(dtype)?).await?;
         self.recv_into(to, dtype, shape, src)
     }
 

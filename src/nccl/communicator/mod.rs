@@ -36,13 +36,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 pub(crate) use self::call::Call;
 pub use self::group::Group;
 pub use self::registration::Registration;
 use self::worker::{Command, Shared, Worker};
 use super::{DataType, Library, ReduceOp};
-use crate::device::{Device, DeviceBufferMut, Event, InFlight, Stream};
+use crate::device::{Device, Event, InFlight, Stream};
 use crate::error::{Error, Result};
 use crate::group::StatelessProcessGroup;
 use crate::store::Store;
@@ -68,6 +69,9 @@ impl Default for CommunicatorConfig {
         }
     }
 }
+
+/// Beyond all measure.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A rank among others that share a communicator of NCCL. See the [module](self).
 ///
@@ -115,6 +119,7 @@ impl Communicator {
         if world_size == 1 {
             return Ok(Self { rank, world_size, device, config, members: None });
         }
+        let deadline = Instant::now() + config.connect_timeout.min(FAR);
         let library = library.ok_or_else(|| Error::Unavailable {
             what: format!("a communicator of {world_size} ranks"),
             reason: "it needs NCCL, and no library was given".into(),
@@ -132,10 +137,15 @@ impl Communicator {
                 });
             }
         };
-        // The first all-reduce is a part of forming it.
-        let forming = CommunicatorConfig { operation_timeout: config.connect_timeout, ..config.clone() };
+        // What is left of the time is for forming it, which includes the first all-reduce.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let forming = CommunicatorConfig { connect_timeout: left, operation_timeout: left, ..config.clone() };
         let mut communicator = Self::with_unique_id(id, [rank, world_size], device, library, forming).await?;
-        communicator.warm_up().await?;
+        let warmed_up = tokio::time::timeout_at(deadline, communicator.warm_up()).await;
+        warmed_up.unwrap_or_else(|_| {
+            let awaited = format!("the first all-reduce of {world_size} ranks");
+            Err(Error::timeout(awaited, config.connect_timeout))
+        })?;
         communicator.set_config(config);
         Ok(communicator)
     }
@@ -251,6 +261,9 @@ impl Communicator {
     ) -> Result<InFlight<M>> {
         let on = stream.clone();
         let work = move |worker: &Worker| {
+            if let Some(failure) = worker.shared().failure() {
+                return Err(failure);
+            }
             for event in &after {
                 on.wait(event)?;
             }
@@ -299,9 +312,9 @@ impl Communicator {
     async fn warm_up(&self) -> Result<()> {
         let stream = Stream::new(&self.device)?;
         let bytes = size_of::<f32>();
-        let from = DeviceBufferMut::allocated(&self.device, bytes).await?;
-        let from = stream.fill_zero(from)?.done().await?;
-        let to = DeviceBufferMut::allocated(&self.device, bytes).await?;
+        let from = stream.fill_zero(self.output(bytes).await?)?;
+        let from = self.finish(from, || "a first element".into()).await?;
+        let to = self.output(bytes).await?;
         let call = Call::AllReduce {
             from: from.address(),
             to: to.address(),
@@ -320,11 +333,18 @@ impl Communicator {
         work: InFlight<M>,
         awaited: impl FnOnce() -> String,
     ) -> Result<M> {
+        self.wait(work.done(), awaited).await
+    }
+
+    /// Waits for a part of an operation.
+    async fn wait<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+        awaited: impl FnOnce() -> String,
+    ) -> Result<T> {
         match &self.members {
-            Some(members) => {
-                in_time(work.done(), self.config.operation_timeout, awaited, &members.shared).await
-            }
-            None => work.done().await,
+            Some(members) => in_time(work, self.config.operation_timeout, awaited, &members.shared).await,
+            None => work.await,
         }
     }
 }
@@ -338,7 +358,8 @@ async fn in_time<T>(
 ) -> Result<T> {
     tokio::select! {
         biased;
-        done = work => done,
+        // An abort ends the work on the stream as if it were done.
+        done = work => done.and_then(|done| shared.failure().map_or(Ok(done), Err)),
         failure = shared.failed() => Err(failure),
         () = tokio::time::sleep(limit) => {
             let error = Error::timeout(awaited(), limit);

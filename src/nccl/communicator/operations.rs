@@ -30,7 +30,7 @@ impl Communicator {
         if self.is_idle(input) {
             return Ok(input.clone());
         }
-        let to = DeviceBufferMut::allocated(&self.device, from.len()).await?;
+        let to = self.output(from.len()).await?;
         let count = input.shape().element_count();
         let call = Call::AllReduce { from: from.address(), to: to.address(), count, data_type, op };
         let output = self.carry_out(vec![call], from, Some(to), stream, "all_reduce").await?;
@@ -57,7 +57,7 @@ impl Communicator {
             return Ok(is_root.then(|| input.clone()));
         }
         let to = match is_root {
-            true => Some(DeviceBufferMut::allocated(&self.device, from.len()).await?),
+            true => Some(self.output(from.len()).await?),
             false => None,
         };
         let (count, address) =
@@ -82,7 +82,7 @@ impl Communicator {
         if self.members.is_none() {
             return tensor(input.dtype(), shape, Some(from));
         }
-        let to = DeviceBufferMut::allocated(&self.device, shape.byte_len(input.dtype())?).await?;
+        let to = self.output(shape.byte_len(input.dtype())?).await?;
         if input.byte_len() == 0 {
             return tensor(input.dtype(), shape, Some(to.freeze()));
         }
@@ -107,7 +107,7 @@ impl Communicator {
         if self.members.is_none() {
             return tensor(input.dtype(), shape, Some(from));
         }
-        let to = DeviceBufferMut::allocated(&self.device, shape.byte_len(input.dtype())?).await?;
+        let to = self.output(shape.byte_len(input.dtype())?).await?;
         let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
         let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Broadcast {
             from: from.address(),
@@ -138,7 +138,7 @@ impl Communicator {
         if self.is_idle(input) {
             return tensor(input.dtype(), shape, Some(from));
         }
-        let to = DeviceBufferMut::allocated(&self.device, shape.byte_len(input.dtype())?).await?;
+        let to = self.output(shape.byte_len(input.dtype())?).await?;
         let count = shape.element_count();
         let call = Call::ReduceScatter { from: from.address(), to: to.address(), count, data_type, op };
         let output = self.carry_out(vec![call], from, Some(to), stream, "reduce_scatter").await?;
@@ -166,7 +166,7 @@ impl Communicator {
         if self.is_idle(input) {
             return tensor(input.dtype(), shape, Some(from));
         }
-        let to = DeviceBufferMut::allocated(&self.device, shape.byte_len(input.dtype())?).await?;
+        let to = self.output(shape.byte_len(input.dtype())?).await?;
         let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
         let element_bytes = row_bytes / row_shape.iter().product::<usize>().max(1);
         let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Reduce {
@@ -199,7 +199,7 @@ impl Communicator {
         let bytes = shape.byte_len(dtype)?;
         let (data_type, count) = transfer(dtype, bytes);
         if root != self.rank {
-            let to = DeviceBufferMut::allocated(&self.device, bytes).await?;
+            let to = self.output(bytes).await?;
             if bytes == 0 {
                 return tensor(dtype, shape, Some(to.freeze()));
             }
@@ -275,6 +275,12 @@ impl Communicator {
         tensor.device_buffer().filter(|_| ours == its).cloned().ok_or_else(|| {
             Error::Misuse(format!("this communicator works on {ours}, and the tensor is on {its}"))
         })
+    }
+
+    /// Memory for what an operation gives. The driver may wait for the device before it has any.
+    pub(super) async fn output(&self, bytes: usize) -> Result<DeviceBufferMut> {
+        let allocating = DeviceBufferMut::allocated(&self.device, bytes);
+        self.wait(allocating, || format!("{} to allocate {bytes} bytes", self.device.location())).await
     }
 
     /// Refuses ranks that don't exist.

@@ -41,6 +41,9 @@ impl Communicator {
     /// # Errors
     /// [`Error::Unsupported`] from an older NCCL; [`Error::Misuse`] in a world of one, and for memory of
     /// another device; [`Error::Nccl`].
+    ///
+    /// # Cancel safety
+    /// Dropped early, the memory is registered and taken back.
     pub async fn register_window(&self, buffer: &DeviceBuffer) -> Result<Registration> {
         self.register(buffer, Kind::Window).await
     }
@@ -49,6 +52,9 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`register_window`](Self::register_window).
+    ///
+    /// # Cancel safety
+    /// As there.
     pub async fn register_buffer(&self, buffer: &DeviceBuffer) -> Result<Registration> {
         self.register(buffer, Kind::Buffer).await
     }
@@ -85,8 +91,10 @@ impl Communicator {
             )));
         }
         let (address, bytes) = (buffer.address(), buffer.len());
-        // Along with the command, so that it outlives the call whatever becomes of the caller.
-        let kept = buffer.clone();
+        let Some(Members { commands, .. }) = &self.members else {
+            return Err(Error::Misuse("a world of one has nothing to register memory for".into()));
+        };
+        let (buffer, commands) = (buffer.clone(), commands.clone());
         let registering = move |worker: &super::Worker| {
             let mut handle = None;
             worker.call(|library, comm| match kind {
@@ -103,16 +111,11 @@ impl Communicator {
                     Ok(Progress::Done)
                 }
             })?;
-            drop(kept);
-            handle.ok_or_else(|| Error::Bug("a registration without a handle".into()))
+            let handle = handle.ok_or_else(|| Error::Bug("a registration without a handle".into()))?;
+            // Made here, so that one whose caller has left is taken back.
+            Ok(Registration { handle, buffer, commands })
         };
-        let handle = self
-            .command(registering, self.config.operation_timeout, || "NCCL to register memory".into())
-            .await?;
-        let Some(Members { commands, .. }) = &self.members else {
-            return Err(Error::Bug("a world of one registered memory".into()));
-        };
-        Ok(Registration { handle, buffer: buffer.clone(), commands: commands.clone() })
+        self.command(registering, self.config.operation_timeout, || "NCCL to register memory".into()).await
     }
 }
 

@@ -43,8 +43,9 @@ const POLL_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Looks at a call in progress without a pause.
 const EAGER_POLLS: u32 = 100;
 
-/// How long abort waits for a call to return that should do so at once.
-const CALL_PATIENCE: Duration = Duration::from_millis(200);
+/// How long abort waits for a call to return, which should do so at once, but may register gigabytes or load
+/// code first. Nobody waits for it: whoever did has been told.
+const CALL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a communicator that nobody owns any more may take to finish its work.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -74,6 +75,8 @@ struct State {
     orphaned: bool,
     /// Memory that calls which went wrong may still use, until NCCL has let go of the device.
     lost: Vec<Box<dyn Any + Send>>,
+    /// It has, by an abort that succeeded.
+    freed: bool,
 }
 
 impl Shared {
@@ -149,7 +152,15 @@ impl Shared {
         // it; one that is stuck in a call is what abort is for.
         let aborted = self.device.make_current().and_then(|()| unsafe { self.library.comm_abort(handle) });
         match aborted {
-            Ok(_) => drop(std::mem::take(&mut self.state.lock().lost)),
+            Ok(_) => {
+                let lost = {
+                    let mut state = self.state.lock();
+                    state.freed = true;
+                    std::mem::take(&mut state.lost)
+                };
+                // Not under the lock: its owners are the user's.
+                drop(lost);
+            }
             Err(error) => tracing::warn!(communicator = self.name, %error, "aborting a communicator"),
         }
         self.aborted.send_replace(true);
@@ -166,7 +177,13 @@ impl Shared {
 
     /// Keeps memory that NCCL may still use.
     pub(super) fn lose(&self, memory: Box<dyn Any + Send>) {
-        self.state.lock().lost.push(memory);
+        let mut state = self.state.lock();
+        if !state.freed {
+            state.lost.push(memory);
+            return;
+        }
+        drop(state);
+        drop(memory);
     }
 
     /// Begins a call, unless the communicator has failed.
@@ -182,6 +199,13 @@ impl Shared {
     fn leave(&self) {
         self.state.lock().calling = false;
         self.returned.notify_all();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // NCCL has not let go of it, and will not any more.
+        std::mem::forget(std::mem::take(&mut self.state.lock().lost));
     }
 }
 
@@ -203,11 +227,17 @@ impl Worker {
         if let Err(error) = worker.form([rank, world_size], id) {
             worker.shared.fail(error);
         }
+        let mut watched = Instant::now();
         loop {
             match commands.recv_timeout(WATCH_PERIOD) {
                 Ok(command) => command(&worker),
-                Err(RecvTimeoutError::Timeout) => worker.watch(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            // Also among commands that never cease.
+            if watched.elapsed() >= WATCH_PERIOD {
+                worker.watch();
+                watched = Instant::now();
             }
         }
         worker.tear_down();

@@ -41,9 +41,6 @@ struct Queue {
     writer: Option<Waker>,
 }
 
-/// What is kept allocated for the replies to come.
-const KEPT_BYTES: usize = 64 << 10;
-
 impl Outbox {
     pub(super) fn new(limit_bytes: usize) -> Self {
         let [drained, evicted] = [const { Notify::const_new() }; 2];
@@ -121,9 +118,7 @@ impl Outbox {
             }
             writer.flush().await?;
             written.fetch_add(bytes, Ordering::Relaxed);
-            if pieces.capacity() > KEPT_BYTES {
-                pieces = Pieces::default();
-            }
+            pieces.recycle();
             self.queue.lock().bytes -= held;
             self.drained.notify_one();
         }

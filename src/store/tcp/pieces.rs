@@ -30,15 +30,22 @@ pub(super) struct Pieces {
     /// Comes after what is ready, and still grows.
     tail: BytesMut,
     ready_bytes: usize,
+    /// The most that the tail had room for: what is taken from it is no room any more, but still allocated.
+    allocated: usize,
 }
 
 /// Values up to this size are copied next to their neighbours, which costs less than a piece.
 const COPIED_VALUE_BYTES: usize = 4 << 10;
 
+/// What stays allocated for the messages to come.
+const KEPT_BYTES: usize = 64 << 10;
+
 impl Pieces {
-    /// What is allocated for coming messages.
-    pub(super) fn capacity(&self) -> usize {
-        self.tail.capacity()
+    /// For the next messages, once all is written.
+    pub(super) fn recycle(&mut self) {
+        if self.allocated > KEPT_BYTES {
+            *self = Self::default();
+        }
     }
 
     fn push(&mut self, piece: Bytes) {
@@ -50,6 +57,7 @@ impl Pieces {
 impl Output for Pieces {
     fn put(&mut self, bytes: &[u8]) {
         self.tail.put(bytes);
+        self.allocated = self.allocated.max(self.tail.capacity());
     }
 
     fn put_value(&mut self, value: &Bytes) {
@@ -147,5 +155,18 @@ mod tests {
         let large: Vec<_> = pieces.ready.iter().filter(|piece| piece.len() > COPIED_VALUE_BYTES).collect();
         assert_eq!(large.len(), 9);
         assert!(large.iter().all(|piece| piece.as_ptr() == large[0].as_ptr()));
+    }
+
+    #[test]
+    fn much_memory_is_not_kept_for_messages_to_come_and_little_is() {
+        for (bytes, kept) in [(100, true), (KEPT_BYTES + 1, false)] {
+            let mut pieces = Pieces::default();
+            pieces.put(&vec![1; bytes]);
+            // Written in two parts, as a connection may take it.
+            pieces.advance(bytes / 2);
+            pieces.advance(pieces.remaining());
+            pieces.recycle();
+            assert_eq!(pieces.tail.try_reclaim(bytes), kept, "{bytes} bytes");
+        }
     }
 }

@@ -36,8 +36,8 @@ pub(super) struct Intake<'a, R, W> {
     speaking: Interval,
     /// Whether something was written since we last looked whether to speak.
     spoken: bool,
-    /// A frame that waits for its turn.
-    next: Option<NcclFrame>,
+    /// Frames that wait for their turn.
+    next: VecDeque<NcclFrame>,
     /// What we are preparing for: one thing at a time, in the order of the frames.
     preparing: Option<Preparing<'a>>,
     lane: Option<Arc<Lane>>,
@@ -73,6 +73,9 @@ enum Arriving {
     There(Item),
 }
 
+/// Frames that are taken before their turn, each of less than 200 bytes. A peer with more to announce waits.
+const LOOKED_AHEAD_MAX: usize = 4096;
+
 /// Idle bytes that the pool may keep beside a full window.
 const IDLE_BYTES_MIN: usize = 16 << 20;
 
@@ -97,7 +100,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             silence: Silence::default(),
             speaking: speaking(agreed.peer_heartbeat),
             spoken: false,
-            next: None,
+            next: VecDeque::new(),
             preparing: None,
             lane: None,
             expected: VecDeque::new(),
@@ -137,7 +140,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
             }
             self.look_ahead()?;
             while self.preparing.is_none() && self.arriving() < ARRIVING_MAX {
-                let Some(frame) = self.next.take() else { break };
+                let Some(frame) = self.next.pop_front() else { break };
                 self.prepare(frame)?;
                 self.look_ahead()?;
             }
@@ -145,10 +148,10 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
         }
     }
 
-    /// Takes the next frame that has to wait for its turn. An abort does not: what is on its way will not
-    /// arrive any more.
+    /// Takes frames that have to wait for their turn. An abort has not: what is on its way will not arrive
+    /// any more.
     fn look_ahead(&mut self) -> Result<()> {
-        while self.next.is_none() {
+        while self.next.len() < LOOKED_AHEAD_MAX {
             match self.reader.take().map_err(|broken| self.misbehaved(broken))? {
                 Some(NcclFrame::Edge(Frame::Alive)) => {}
                 Some(NcclFrame::Edge(Frame::Abort { reason })) => {
@@ -156,7 +159,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Intake<'a, R, W> {
                     return Err(Error::PeerAborted { link: self.link.clone(), reason });
                 }
                 None => break,
-                frame => self.next = frame,
+                Some(frame) => self.next.push_back(frame),
             }
         }
         Ok(())
@@ -436,16 +439,24 @@ async fn make_room(
         Metadata::None => Arriving::There(None),
         Metadata::Tensor(metadata) => {
             let idle_bytes_max = items.spare_bytes().max(IDLE_BYTES_MIN);
-            let buffer = config.pool.take_beside(bytes, idle_bytes_max).await?;
+            let allocating = config.pool.take_beside(bytes, idle_bytes_max);
+            let buffer = timeout(config.transfer_timeout, allocating).await.unwrap_or_else(|_| {
+                let awaited = format!("{} to allocate {bytes} bytes", config.device.location());
+                Err(Error::timeout(awaited, config.transfer_timeout))
+            })?;
             let (dtype, shape, config) = (metadata.dtype(), *metadata.shape(), config.clone());
             if bytes == 0 {
                 Arriving::There(Some(config.hand_out(dtype, shape, buffer, &lane.staging).await?))
             } else {
-                let staging = Arc::clone(&lane.staging);
+                let flying_on = Arc::clone(&lane);
                 let flight = lane.communicator.begin_recv(buffer, SENDER, &lane.stream).await?;
                 Arriving::Payload(Box::pin(async move {
                     let buffer = flight.done().await?;
-                    config.hand_out(dtype, shape, buffer, &staging).await
+                    // An abort ends the work on the stream as if it were done.
+                    if let Some(failure) = flying_on.communicator.failure() {
+                        return Err(failure);
+                    }
+                    config.hand_out(dtype, shape, buffer, &flying_on.staging).await
                 }))
             }
         }

@@ -7,7 +7,9 @@
 //! Items are [announced](crate::wire::nccl) over the control connection, as many as there are. The
 //! receiver reserves room in its inbox, posts an `ncclRecv`, and says that it is ready; only then does the
 //! sender call `ncclSend`. So neither end ever has work on its device that waits for the other's user,
-//! which would occupy the device and keep others from freeing memory.
+//! which would occupy the device, and keep others from allocating and freeing memory there. What a sender
+//! has to copy to the device it copies before it announces it, so that nothing stands between a receiver
+//! that is ready and its payload.
 //!
 //! | | |
 //! |---|---|
@@ -47,6 +49,7 @@ pub use self::outgoing::NcclOutgoing;
 pub use self::vllm::{VllmNcclIncoming, VllmNcclOutgoing, VllmNcclTransport};
 use super::tcp::TcpConfig;
 use super::tcp::connection::WireFrame;
+use super::timing::after;
 use super::{Guarantees, Ring, Transport};
 use crate::device::{Device, DeviceBuffer, DeviceBufferMut, DevicePool, Staging, Stream};
 use crate::error::{Error, Result};
@@ -227,6 +230,13 @@ impl Lane {
     /// Forms the communicator, and sends a byte through it: NCCL connects its ranks only then, and a
     /// connection that hangs is to be found out now.
     async fn form(rank: usize, id: UniqueId, config: &NcclConfig) -> Result<Self> {
+        let limit = config.control.connect_timeout;
+        let formed = tokio::time::timeout_at(after(limit), Self::form_at_leisure(rank, id, config)).await;
+        formed
+            .unwrap_or_else(|_| Err(Error::timeout("the two ranks of an edge to form a communicator", limit)))
+    }
+
+    async fn form_at_leisure(rank: usize, id: UniqueId, config: &NcclConfig) -> Result<Self> {
         // The first exchange is a part of forming it.
         let limits =
             CommunicatorConfig { operation_timeout: config.control.connect_timeout, ..config.communicator() };

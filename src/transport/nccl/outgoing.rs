@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Interval, timeout};
 
 use super::{Lane, NcclConfig, RECEIVER, SENDER};
+use crate::device::{DeviceBuffer, Staging};
 use crate::error::{Error, Link, Result};
 use crate::net::{Net, Stream};
 use crate::store::Store;
@@ -79,7 +80,7 @@ struct Edge<'a> {
     config: NcclConfig,
     session: Mutex<SendSession>,
     /// Payloads that were announced, and not sent yet.
-    announced: Mutex<VecDeque<(u64, Tensor)>>,
+    announced: Mutex<VecDeque<(u64, DeviceBuffer)>>,
     /// The receiver has a place for the payload of every item below.
     ready: watch::Sender<u64>,
     /// Why payloads can't be sent.
@@ -131,6 +132,7 @@ impl<'a> Edge<'a> {
             ended = &mut reading => Ok(ended),
             never = &mut moving => match never {},
             Err(unwritten) = self.write_items(&mut writer, id.as_ref().ok(), agreed.peer_heartbeat) => Err(unwritten),
+            error = self.stuck_for_long() => Ok(Err(error)),
         };
         let result = match ended {
             Ok(Ok(())) => {
@@ -140,8 +142,8 @@ impl<'a> Edge<'a> {
             Ok(Err(error)) => Err(error),
             Err(Unwritten::Aborted(error)) => {
                 fail(&lane, &error);
-                // It answers by closing the connection.
-                let _ = reading.await;
+                // It answers by closing the connection, at once: an abort takes no turn.
+                let _ = timeout(GOODBYE, reading).await;
                 Err(error)
             }
             // What the peer said last may still be on its way, and says more than our write error.
@@ -167,8 +169,9 @@ impl<'a> Edge<'a> {
             let mut ready = self.ready.subscribe();
             loop {
                 let upto = *ready.borrow_and_update();
-                while let Some(tensor) = self.next_payload(upto) {
-                    self.send_payload(&tensor, lane).await?;
+                while let Some(source) = self.next_payload(upto) {
+                    // It returns when NCCL has taken it; the peer acknowledges it once it is there.
+                    drop(lane.communicator.begin_send(&source, RECEIVER, &lane.stream).await?);
                     self.items.progress();
                 }
                 // Its sender is ours.
@@ -186,20 +189,55 @@ impl<'a> Edge<'a> {
         }
     }
 
+    /// Why payloads can't be sent, when the peer could not be told in time: it may not be reading.
+    async fn stuck_for_long(&self) -> Error {
+        let mut stuck = self.stuck.subscribe();
+        // Its sender is ours.
+        let _ = stuck.wait_for(Option::is_some).await;
+        loop {
+            tokio::time::sleep(GOODBYE).await;
+            let stuck = self.stuck.borrow().clone();
+            if let Some(error) = stuck.filter(|_| !self.is_complete()) {
+                return error;
+            }
+        }
+    }
+
     /// The next payload, if the receiver has a place for it.
-    fn next_payload(&self, upto: u64) -> Option<Tensor> {
+    fn next_payload(&self, upto: u64) -> Option<DeviceBuffer> {
         let mut announced = self.announced.lock();
         match announced.front() {
-            Some((sequence, _)) if *sequence < upto => announced.pop_front().map(|(_, tensor)| tensor),
+            Some((sequence, _)) if *sequence < upto => announced.pop_front().map(|(_, source)| source),
             _ => None,
         }
     }
 
-    /// Returns when NCCL has taken it; the peer acknowledges it once it is there.
-    async fn send_payload(&self, tensor: &Tensor, lane: &Lane) -> Result<()> {
-        let mut staging = lane.staging.lock().await;
-        let source = super::on_device(tensor, &self.config.device, &mut staging).await?;
-        lane.communicator.begin_send(&source, RECEIVER, &lane.stream).await.map(drop)
+    /// The memory of a tensor on our device, copied there if it is elsewhere, with signs of life meanwhile.
+    async fn stage<W: AsyncWrite + Unpin>(
+        &self,
+        tensor: &Tensor,
+        staging: &mut Staging,
+        writer: &mut FrameWriter<W>,
+        ticker: &mut Interval,
+    ) -> Result<Result<DeviceBuffer>, Unwritten> {
+        let limit = self.config.transfer_timeout;
+        let staging = timeout(limit, super::on_device(tensor, &self.config.device, staging));
+        let mut staging = pin!(staging);
+        loop {
+            tokio::select! {
+                biased;
+                staged = &mut staging => {
+                    return Ok(staged.unwrap_or_else(|_| {
+                        let awaited = format!("a copy of {} bytes to {}", tensor.byte_len(), self.config.device.location());
+                        Err(Error::timeout(awaited, limit))
+                    }));
+                }
+                _ = ticker.tick() => {
+                    writer.write_bare(&NcclFrame::Edge(Frame::Alive)).await?;
+                    writer.flush().await?;
+                }
+            }
+        }
     }
 
     /// Announces items until something ends it; after the last one, signs of life.
@@ -212,6 +250,10 @@ impl<'a> Edge<'a> {
         let mut ticker = speaking(peer_heartbeat);
         let mut spoken = false;
         let mut stuck = self.stuck.subscribe();
+        let mut staging = match Staging::new(&self.config.device) {
+            Ok(staging) => staging,
+            Err(error) => return self.abort(writer, error).await,
+        };
         if let Some(id) = id {
             writer.write_bare(&NcclFrame::Join { id: *id }).await?;
         }
@@ -241,10 +283,16 @@ impl<'a> Edge<'a> {
             };
             match next {
                 Ok(Some((sequence, item))) => {
-                    let frame = self.session.lock().send(sequence, Metadata::of(&item));
+                    let metadata = Metadata::of(&item);
                     if let Some(tensor) = item.filter(|tensor| tensor.byte_len() > 0) {
-                        self.announced.lock().push_back((sequence, tensor));
+                        // What was announced before is not to wait for it.
+                        writer.flush().await?;
+                        match self.stage(&tensor, &mut staging, writer, &mut ticker).await? {
+                            Ok(source) => self.announced.lock().push_back((sequence, source)),
+                            Err(failure) => break failure,
+                        }
                     }
+                    let frame = self.session.lock().send(sequence, metadata);
                     writer.write_bare(&NcclFrame::Edge(frame)).await?;
                 }
                 Ok(None) => {
@@ -256,6 +304,15 @@ impl<'a> Edge<'a> {
                 Err(failure) => break failure,
             }
         };
+        self.abort(writer, failure).await
+    }
+
+    /// Tells the peer why there is nothing more.
+    async fn abort<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut FrameWriter<W>,
+        failure: Error,
+    ) -> Result<Infallible, Unwritten> {
         writer.write_bare(&NcclFrame::Edge(Frame::Abort { reason: failure.to_string().into() })).await?;
         writer.flush().await?;
         writer.shutdown().await?;
@@ -266,11 +323,12 @@ impl<'a> Edge<'a> {
     async fn await_failure<W: AsyncWrite + Unpin>(
         &self,
         writer: &mut FrameWriter<W>,
-        ticker: &mut tokio::time::Interval,
+        ticker: &mut Interval,
         stuck: &mut watch::Receiver<Option<Error>>,
     ) -> Result<Error, Unwritten> {
         loop {
-            if let Some(failure) = stuck.borrow_and_update().clone() {
+            // What is acknowledged needs NCCL no more; only the peer's user may still have to take it.
+            if let Some(failure) = stuck.borrow_and_update().clone().filter(|_| !self.is_complete()) {
                 return Ok(failure);
             }
             tokio::select! {
@@ -368,11 +426,16 @@ impl<'a> Edge<'a> {
 
     /// The peer is gone: a failure, unless everything was acknowledged and only its last word is missing.
     fn gone(&self, how: &str) -> Result<()> {
-        if self.items.is_closed() && self.items.settled() == self.items.accepted() {
+        if self.is_complete() {
             return Ok(());
         }
         let reason = format!("{how}; {}", self.session.lock().place());
         Err(Error::PeerGone { link: self.link.clone(), reason })
+    }
+
+    /// Whether our user has closed, and the peer holds everything.
+    fn is_complete(&self) -> bool {
+        self.items.is_closed() && self.items.settled() == self.items.accepted()
     }
 
     fn misbehaved(&self, Violation(violation): Violation) -> Error {

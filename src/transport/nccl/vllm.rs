@@ -120,7 +120,14 @@ impl<S: Store + Clone> Outgoing for VllmNcclOutgoing<S> {
     }
 
     async fn run(self, items: &Outbox) -> Result<()> {
-        while let Some((sequence, item)) = items.next().await? {
+        loop {
+            let next = tokio::select! {
+                biased;
+                // The other direction's failure is ours.
+                failure = self.0.communicator.failed() => return Err(failure),
+                next = items.next() => next?,
+            };
+            let Some((sequence, item)) = next else { return Ok(()) };
             let mut sending = pin!(self.send(item, items));
             tokio::select! {
                 biased;
@@ -132,7 +139,6 @@ impl<S: Store + Clone> Outgoing for VllmNcclOutgoing<S> {
             }
             items.settle(sequence + 1);
         }
-        Ok(())
     }
 }
 
@@ -163,6 +169,8 @@ impl<S: Store + Clone> Incoming for VllmNcclIncoming<S> {
             let received = tokio::select! {
                 biased;
                 () = items.closed() => return Ok(()),
+                // The other direction's failure is ours.
+                failure = self.0.communicator.failed() => Err(failure),
                 received = &mut receiving => received,
             };
             match received {

@@ -85,13 +85,16 @@ mod tests {
         assert_eq!((strangeness(&endpoint(), &other), difference(&endpoint(), &other)), (None, None));
     }
 
+    /// What makes one end another than the other.
+    type Change = fn(&mut Endpoint);
+
     #[test]
     fn a_stranger_is_known_by_group_edge_and_secret_and_both_values_are_named() {
         use RefusalReason::{Group, Rank, Secret};
         let group = r#"groups differ: the sender has "group", the receiver "other""#;
         let secret = "only one end has a secret: the sender has none, the receiver one";
         let ranks = |of: &str| format!("ranks differ: the sender has 2 to 3, the receiver {of}");
-        let cases: [(fn(&mut Endpoint), _, String); 4] = [
+        let cases: [(Change, _, String); 4] = [
             (|it| it.group = GroupName::new("other").unwrap(), Group, group.into()),
             (|it| it.from_rank = 1, Rank, ranks("1 to 3")),
             (|it| it.to_rank = 4, Rank, ranks("2 to 4")),
@@ -106,7 +109,7 @@ mod tests {
     #[test]
     fn ends_of_one_edge_may_differ_in_world_size_item_limit_and_checksums() {
         use RefusalReason::{Checksum, ItemLimit, WorldSize};
-        let cases: [(fn(&mut Endpoint), _, _); 3] = [
+        let cases: [(Change, _, _); 3] = [
             (|it| it.world_size = 5, WorldSize, ["world sizes differ", "4", "5"]),
             (|it| it.max_item_bytes = 8, ItemLimit, ["item limits (max_item_bytes) differ", "7", "8"]),
             (|it| it.checksum = false, Checksum, ["checksum settings differ", "true", "false"]),

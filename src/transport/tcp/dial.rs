@@ -170,3 +170,52 @@ impl<N: Net, S: Store> Dialer<N, S> {
 
 /// A host that drops packets must not use up all the time there is for retries.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::net::{SocketOptions, TokioNet};
+    use crate::store::MemoryStore;
+
+    /// A network without a way to anywhere; counts who tries.
+    #[derive(Clone, Default)]
+    struct Unreachable(Arc<AtomicU32>);
+
+    impl Net for Unreachable {
+        type Stream = TcpStream;
+        type Listener = TcpListener;
+
+        async fn connect(&self, _: SocketAddr, _: &SocketOptions) -> io::Result<TcpStream> {
+            // Without pauses this would go on for ever: the paused clock stands still.
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) < 1000, "there is no pause between attempts");
+            Err(io::ErrorKind::HostUnreachable.into())
+        }
+
+        async fn bind(&self, address: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+            TokioNet.bind(address, options).await
+        }
+
+        async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+            TokioNet.resolve(host, port).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_is_out_of_reach_is_tried_several_times_and_not_without_pause() {
+        let net = Unreachable::default();
+        let config = TcpConfig { reconnect_timeout: Duration::from_secs(3), ..TcpConfig::default() };
+        let mut backoff = Backoff::at_once(config.reconnect_timeout);
+        let ring = Ring::new(0, 2).unwrap();
+        let dialer = Dialer::new(net.clone(), MemoryStore::new(), ring, config, 1).unwrap();
+        let resumed = dialer.resume(([127, 0, 0, 1], 1).into(), [1; 16], &mut backoff).await;
+        let Err(NotResumed::Gone(why)) = resumed else { panic!("nobody can be reached") };
+        assert!(why.starts_with("reconnecting failed for 3 s: "), "{why}");
+        let attempts = net.0.load(Ordering::Relaxed);
+        assert!((6..30).contains(&attempts), "{attempts} attempts");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use crate::ranks::*;
 use kvpipe_fake_nccl::UniqueId;
@@ -16,6 +17,15 @@ fn child(test: &str, rank: usize, id: &UniqueId) -> Child {
     let id: String = id.0.iter().map(|byte| format!("{byte:02x}")).collect();
     command.args(["--exact", test, "--nocapture"]).env(CHILD, format!("{rank}:{id}"));
     command.stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// Waits for a child in a thread. If it fails, so does this process, which would wait for it for ever.
+fn succeeds(mut child: Child) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        if !child.wait().unwrap().success() {
+            std::process::exit(101);
+        }
+    })
 }
 
 /// In the child: its rank, and the id.
@@ -54,11 +64,10 @@ fn four_processes_go_round_and_reduce() {
     }
     let alone = alone("");
     let id = unique_id();
-    let children = [1, 2, 3].map(|rank| child("processes::four_processes_go_round_and_reduce", rank, &id));
+    let test = "processes::four_processes_go_round_and_reduce";
+    let children = [1, 2, 3].map(|rank| succeeds(child(test, rank, &id)));
     run(0, id);
-    for mut child in children {
-        assert!(child.wait().unwrap().success());
-    }
+    children.into_iter().for_each(|child| child.join().unwrap());
     alone.is_clean();
 }
 
@@ -109,14 +118,14 @@ fn the_dynamic_libraries_work_together_and_with_the_rust_ones() {
     use_device();
     let id = unique_id();
     let test = "processes::the_dynamic_libraries_work_together_and_with_the_rust_ones";
-    let mut child = child(test, 1, &id);
+    let child = succeeds(child(test, 1, &id));
     let comm = Comm::init(2, id, 0);
     let (stream, buffer) = (Stream::new(), Buffer::new(&[0; 1000]));
     ok(comm.recv(&buffer, 1, &stream));
     stream.synchronize();
     assert_eq!(buffer.bytes(), [0xcd; 1000], "fresh memory of the other process");
     comm.destroy();
-    assert!(child.wait().unwrap().success());
+    child.join().unwrap();
     drop((stream, buffer));
     alone.is_clean();
 }

@@ -1,6 +1,9 @@
 //! Ranks of a communicator, with a stream each, as the tests use them.
 
+use std::any::Any;
 use std::ffi::{c_int, c_void};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
@@ -193,7 +196,8 @@ pub(crate) fn threads<T: Send>(size: usize, run: impl Fn(usize) -> T + Sync) -> 
             .map(|rank| {
                 scope.spawn(move || {
                     use_device();
-                    run(rank)
+                    catch_unwind(AssertUnwindSafe(|| run(rank)))
+                        .unwrap_or_else(|panic| give_up(rank, &*panic))
                 })
             })
             .collect();
@@ -205,6 +209,15 @@ pub(crate) fn group(calls: impl FnOnce()) -> Code {
     ok(unsafe { ncclGroupStart() });
     calls();
     unsafe { ncclGroupEnd() }
+}
+
+/// Ends the process: the other ranks would wait for this one for ever. Past the test harness, which
+/// holds back what is printed.
+fn give_up(rank: usize, panic: &(dyn Any + Send)) -> ! {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+    let _ = writeln!(std::io::stderr(), "rank {rank}: {text} (--nocapture shows where)");
+    std::process::exit(101)
 }
 
 /// Bytes that tell ranks and places apart.

@@ -1,5 +1,7 @@
 //! Sends, receives and groups of them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::ranks::*;
 use kvpipe_fake_nccl::api::*;
 use kvpipe_fake_nccl::codes::{INVALID_ARGUMENT, INVALID_USAGE};
@@ -207,15 +209,18 @@ fn the_first_send_waits_for_its_receive_and_the_next_does_not() {
     let alone = alone("");
     let (ready, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(Some(wait));
+    let receives = AtomicBool::new(false);
     ranks(2, |rank, comm| {
         let (stream, buffer) = (Stream::new(), Buffer::new(&[rank as u8]));
         if rank == 0 {
             ok(comm.send(&buffer, 1, &stream));
+            assert!(receives.load(Ordering::SeqCst), "nobody has received");
             // The second returns, and is even done, before anybody receives it.
             ok(comm.send(&buffer, 1, &stream));
             stream.synchronize();
             ready.send(()).unwrap();
         } else {
+            receives.store(true, Ordering::SeqCst);
             ok(comm.recv(&buffer, 0, &stream));
             wait.lock().unwrap().take().unwrap().recv().unwrap();
             ok(comm.recv(&buffer, 0, &stream));

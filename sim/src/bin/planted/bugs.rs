@@ -375,4 +375,34 @@ pub(crate) const BUGS: &[Bug] = &[
         ],
         finder: Finder::Seeds,
     },
+    Bug {
+        name: "unbounded-meeting",
+        what: "a receiver waits for its peer for four times as long as it may",
+        edits: &[(
+            TCP_IN,
+            "        let limit = self.config.connect_timeout;\n        let mut overdue",
+            "        let limit = self.config.connect_timeout * 4;\n        let mut overdue",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "long-goodbye",
+        what: "a receiver that leaves waits for twice as long as it may for a peer that does not answer",
+        edits: &[(
+            "src/pipe/driver.rs",
+            "        inbox.closed().await;\n        sleep(patience).await;\n",
+            "        inbox.closed().await;\n        sleep(patience * 2).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "slow-barrier",
+        what: "a barrier waits for twice as long as it may",
+        edits: &[(
+            "src/group/mod.rs",
+            "tokio::time::timeout(timeout, self.pass_barrier()).await;\n",
+            "tokio::time::timeout(timeout * 2, self.pass_barrier()).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
 ];

@@ -246,8 +246,9 @@ pub(crate) struct BenchArgs {
     pub(crate) sizes: Vec<ByteSize>,
 
     /// How the items travel; memory: between two threads of one process, nothing is copied
-    #[arg(long, value_enum, default_value_t = BenchTransport::Tcp)]
-    pub(crate) transport: BenchTransport,
+    /// [default: nccl on a GPU; otherwise tcp]
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<BenchTransport>,
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,

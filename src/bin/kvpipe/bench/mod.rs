@@ -77,10 +77,17 @@ impl Plan {
             let limit = ByteSize(config.max_item_bytes);
             return Err(Failure::usage(format!("items of {size} are over the limit of {limit}")));
         }
-        let (placement, library) = on_gpus(args)?.unzip();
+        let transport = transport(args)?;
+        let (placement, library) = match transport {
+            BenchTransport::Nccl => {
+                let placement = Placement::of_ranks(2, args.device.device)?;
+                (Some(placement), Some(gpu::library(args.device.nccl.as_deref())?))
+            }
+            BenchTransport::Tcp | BenchTransport::Memory => (None, None),
+        };
         Ok(Self {
             sizes: args.sizes.clone(),
-            transport: args.transport,
+            transport,
             buffer_size: args.buffer_size.unwrap_or(ByteSize(config.budget_bytes)),
             rounds: args.rounds,
             seconds: args.seconds,
@@ -100,18 +107,19 @@ impl Plan {
     }
 }
 
-/// The GPUs and the library of a benchmark that needs them.
-fn on_gpus(args: &BenchArgs) -> Result<Option<(Placement, Arc<Library>)>, Failure> {
+/// The one that is asked for, if it goes with the device.
+fn transport(args: &BenchArgs) -> Result<BenchTransport, Failure> {
     let device = args.device.device;
     let path = match args.transport {
-        BenchTransport::Memory => Path::in_memory(device).map(|()| None)?,
-        BenchTransport::Tcp => Some(Path::new(Some(WireTransport::Tcp), Wire::Native, device)?),
-        BenchTransport::Nccl => Some(Path::new(Some(WireTransport::Nccl), Wire::Native, device)?),
+        Some(BenchTransport::Memory) => Path::in_memory(device).map(|()| None)?,
+        Some(BenchTransport::Tcp) => Some(Path::new(Some(WireTransport::Tcp), Wire::Native, device)?),
+        Some(BenchTransport::Nccl) => Some(Path::new(Some(WireTransport::Nccl), Wire::Native, device)?),
+        None => Some(Path::new(None, Wire::Native, device)?),
     };
     endpoint::check_nccl(path, &args.device)?;
-    if path != Some(Path::Nccl) {
-        return Ok(None);
-    }
-    let placement = Placement::of_ranks(2, device)?;
-    Ok(Some((placement, gpu::library(args.device.nccl.as_deref())?)))
+    Ok(match path {
+        None => BenchTransport::Memory,
+        Some(path) if path.by_nccl() => BenchTransport::Nccl,
+        Some(_) => BenchTransport::Tcp,
+    })
 }

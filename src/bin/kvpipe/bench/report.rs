@@ -71,14 +71,14 @@ impl<'a> Report<'a> {
             ],
             BenchTransport::Nccl => &[
                 ("ITEM", 9),
-                ("ITEMS", 9),
+                ("ITEMS", 8),
                 ("GB/S", 8),
                 ("NCCL", 8),
                 ("RATIO", 7),
                 ("P50 US", 10),
                 ("P99 US", 10),
-                ("NCCL P50", 10),
-                ("GROUPS OF", 11),
+                ("NCCL P50", 9),
+                ("GROUPS OF", 10),
             ],
             BenchTransport::Memory => &[
                 ("ITEM", 9),

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 pub(crate) use self::processes::run_rank;
 use self::report::{Devices, RankReport};
 use self::workload::Workload;
-use crate::args::{DemoArgs, Path};
+use crate::args::DemoArgs;
 use crate::endpoint::{self, DemoPlan};
 use crate::failure::Failure;
 use crate::gpu::{self, Loaded};
@@ -26,9 +26,6 @@ use crate::serve::StopSignals;
 pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let plan = DemoPlan::new(&args).await?;
     let path = args.path()?;
-    if path == Some(Path::Vllm) && plan.ranks == 1 {
-        return Err(Failure::usage("on vllm's wire a rank can't send to itself").hint("--ranks 2 or more"));
-    }
     let library = match &plan.placement {
         Some(_) => Some(gpu::library(args.device.nccl.as_deref())?),
         None => None,

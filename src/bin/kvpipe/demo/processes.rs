@@ -197,7 +197,7 @@ async fn exchange_all(
             let group = StatelessProcessGroup::new(store.clone(), rank, size, config.group)?;
             match VllmEdges::meet(Arc::new(group), &config.payloads).await? {
                 VllmEdges::Store(transport) => exchange::pipe(transport, limits),
-                VllmEdges::Nccl(transport) => exchange::pipe(transport, limits),
+                VllmEdges::Nccl(transport) => exchange::pipe(*transport, limits),
             }
         }
     };

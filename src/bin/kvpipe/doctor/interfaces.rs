@@ -62,7 +62,7 @@ fn mark_named(interfaces: &mut [Interface], names: &str, family: Option<&str>) -
     let names: Vec<&str> = names.split(',').filter_map(|name| name.split(':').next()).collect();
     let named = |name: &str| {
         let is = |other: &&str| if whole { name == *other } else { name.starts_with(*other) };
-        names.iter().filter(|other| !other.is_empty()).any(|other| is(other)) != excluded
+        names.iter().filter(|other| !other.is_empty()).any(is) != excluded
     };
     let mut taken: Vec<String> = Vec::new();
     for one in interfaces {
