@@ -37,7 +37,7 @@ pub use cuda::{CudaDevice, CudaVersion, DeviceReport, DriverReport};
 pub use flight::InFlight;
 pub use pool::DevicePool;
 #[cfg(not(loom))]
-pub(crate) use staging::{Reading, Stagings};
+pub(crate) use staging::Reading;
 pub use staging::{Staging, to_device, to_host};
 pub use stream::{Event, Stream};
 

@@ -4,13 +4,12 @@
 //! takes a few mebibytes of pinned memory, whatever its length; and ordinary memory is never touched by
 //! a device, so that a copy can be given up at any time.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Device, DeviceBuffer, DeviceBufferMut, InFlight, Location, PinnedBuffer, Stream};
+use super::{Device, DeviceBuffer, DeviceBufferMut, InFlight, PinnedBuffer, Stream};
 use crate::error::{Error, Result};
 
 /// The length of a piece: long enough that the time it takes hides that of noticing its end, and short
@@ -117,21 +116,6 @@ impl Staging {
             let shortest = (0..self.idle.len()).min_by_key(|index| self.idle[*index].len());
             shortest.map(|index| self.idle.swap_remove(index));
         }
-    }
-}
-
-/// Staging for whatever devices there are, made when they are met.
-#[derive(Debug, Default)]
-pub(crate) struct Stagings(BTreeMap<Location, Staging>);
-
-impl Stagings {
-    /// Reads `from` in pieces, once it is [ready](DeviceBuffer::ready).
-    pub(crate) fn read<'a>(&'a mut self, from: &'a DeviceBuffer) -> Result<Reading<'a>> {
-        let staging = match self.0.entry(from.device().location()) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(Staging::new(from.device())?),
-        };
-        Ok(staging.read(from))
     }
 }
 

@@ -40,6 +40,8 @@ mod ring;
 #[cfg(not(loom))]
 mod session;
 #[cfg(not(loom))]
+mod stagings;
+#[cfg(not(loom))]
 pub mod store;
 #[cfg(not(loom))]
 pub mod tcp;

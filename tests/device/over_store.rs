@@ -12,7 +12,7 @@ use kvpipe::transport::store::{StoreConfig, StoreIncoming, StoreOutgoing, VllmTr
 use kvpipe::transport::{Ring, Transport};
 use kvpipe::{DType, Error, Pipe, PipeConfig, Tensor};
 
-use crate::support::{PATIENCE, content, device_tensor, on_device, on_gpu};
+use crate::support::{PATIENCE, content, device_tensor, on_device, on_gpu, promised};
 
 /// Rank 0, sending, and rank 1, receiving.
 fn edge(config: &StoreConfig) -> (Pipe, Pipe) {
@@ -57,6 +57,23 @@ fn device_tensors_arrive_over_the_store_in_their_place_among_others() {
             };
             tokio::join!(sending, receiving);
         }
+    });
+}
+
+#[test]
+fn what_was_sent_before_arrives_while_a_producer_takes_its_time() {
+    let name = "over_store::what_was_sent_before_arrives_while_a_producer_takes_its_time";
+    on_gpu(name, "", async |device| {
+        let (sender, receiver) = edge(&StoreConfig::default());
+        let (item, gate) = promised(&device, 2 << 20).await;
+        let before = Some(Tensor::from_vec([10], content(10, 1)).unwrap());
+        sender.send(before.clone()).await.unwrap();
+        sender.send(item).await.unwrap();
+        assert_eq!(receiver.recv_timeout(PATIENCE).await.unwrap(), before);
+        gate.open();
+        let late = receiver.recv_timeout(PATIENCE).await.unwrap().unwrap();
+        assert!(late.bytes().unwrap()[..] == content(2 << 20, 2));
+        sender.close().await.unwrap();
     });
 }
 

@@ -1,16 +1,14 @@
 //! Device tensors over a tcp edge.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use kvpipe::device::{Device, Stream};
 use kvpipe::net::TokioNet;
 use kvpipe::store::MemoryStore;
 use kvpipe::transport::Ring;
 use kvpipe::transport::tcp::{TcpConfig, TcpIncoming, TcpOutgoing};
-use kvpipe::{DType, Error, Item, Pipe, PipeConfig, Tensor};
+use kvpipe::{Error, Item, Pipe, PipeConfig, Tensor};
 
-use crate::support::{Gate, PATIENCE, content, device_tensor, eventually, live, on_device, on_gpu};
+use crate::support::{PATIENCE, content, device_tensor, eventually, live, on_gpu, promised};
 
 /// Rank 0, sending, and rank 1, receiving.
 async fn edge(config: TcpConfig, limits: PipeConfig) -> (Pipe, Pipe) {
@@ -85,18 +83,6 @@ fn many_large_tensors_take_four_pieces_of_pinned_memory() {
     });
 }
 
-/// A tensor that is `content(len, 2)` once the gate of its producer is opened.
-async fn promised(device: &Arc<dyn Device>, len: usize) -> (Item, Gate) {
-    let source = on_device(device, len, 2).await;
-    let producer = Stream::new(device).unwrap();
-    let target = kvpipe::device::DeviceBufferMut::allocate(device, len).unwrap();
-    let (_, target) = producer.copy(&source, target).unwrap().done().await.unwrap();
-    let gate = Gate::on(&producer);
-    let ready = producer.record().unwrap();
-    let tensor = Tensor::on_device(DType::UInt8, [len], target.freeze().with_ready(ready)).unwrap();
-    (Some(tensor), gate)
-}
-
 #[test]
 fn while_a_producer_takes_its_time_the_edge_is_alive_and_earlier_items_arrive() {
     let name = "over_tcp::while_a_producer_takes_its_time_the_edge_is_alive_and_earlier_items_arrive";
@@ -110,6 +96,23 @@ fn while_a_producer_takes_its_time_the_edge_is_alive_and_earlier_items_arrive() 
         assert!(received(&receiver).await == content(10, 1));
         let nothing = receiver.recv_timeout(heartbeat * 4).await.unwrap_err();
         assert!(matches!(nothing, Error::Timeout { .. }), "{nothing}");
+        gate.open();
+        assert!(received(&receiver).await == content(3 << 20, 2));
+        sender.close().await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_sent_before_does_not_wait_for_a_producer() {
+    let name = "over_tcp::what_was_sent_before_does_not_wait_for_a_producer";
+    on_gpu(name, "", async |device| {
+        // Nothing else is sent meanwhile.
+        let config = TcpConfig { heartbeat: PATIENCE * 100, ..TcpConfig::default() };
+        let (sender, receiver) = edge(config, PipeConfig::default()).await;
+        let (item, gate) = promised(&device, 3 << 20).await;
+        sender.send(host_item(10, 1)).await.unwrap();
+        sender.send(item).await.unwrap();
+        assert!(received(&receiver).await == content(10, 1));
         gate.open();
         assert!(received(&receiver).await == content(3 << 20, 2));
         sender.close().await.unwrap();

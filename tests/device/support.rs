@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use kvpipe::device::{CudaDevice, Device, DeviceBuffer, Staging, Stream};
-use kvpipe::{DType, Tensor};
+use kvpipe::device::{CudaDevice, Device, DeviceBuffer, DeviceBufferMut, Staging, Stream};
+use kvpipe::{DType, Item, Tensor};
 use kvpipe_fake_cuda::{Live, StreamHandle};
 
 /// Beyond everything that happens here, but for a defect.
@@ -153,4 +153,16 @@ pub(crate) async fn read(buffer: &DeviceBuffer) -> Vec<u8> {
     let mut bytes = vec![0; buffer.len()];
     Staging::new(buffer.device()).unwrap().to_host(buffer, &mut bytes).await.unwrap();
     bytes
+}
+
+/// A tensor that is `content(len, 2)` once the gate of its producer is opened.
+pub(crate) async fn promised(device: &Arc<dyn Device>, len: usize) -> (Item, Gate) {
+    let source = on_device(device, len, 2).await;
+    let producer = Stream::new(device).unwrap();
+    let target = DeviceBufferMut::allocate(device, len).unwrap();
+    let (_, target) = producer.copy(&source, target).unwrap().done().await.unwrap();
+    let gate = Gate::on(&producer);
+    let ready = producer.record().unwrap();
+    let tensor = Tensor::on_device(DType::UInt8, [len], target.freeze().with_ready(ready)).unwrap();
+    (Some(tensor), gate)
 }
