@@ -57,7 +57,7 @@ mod calls;
 mod codes;
 // What NCCL uses is owned by those who wait for it; each call says how.
 #[allow(unsafe_code)]
-mod communicator;
+pub mod communicator;
 mod functions;
 mod library;
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl BufferPool {
     /// left there when it is recycled. Overwrite all of it before freezing it.
     ///
     /// # Errors
-    /// [`Error::Io`] if there is no memory, [`Error::Misuse`] if no address space could hold `len`.
+    /// [`Error::Io`](crate::Error::Io) if there is no memory, [`Error::Misuse`](crate::Error::Misuse) if no address space could hold `len`.
     pub fn take(&self, len: usize) -> Result<BufferMut> {
         self.take_beside(len, usize::MAX)
     }

@@ -73,7 +73,7 @@ impl Default for CommunicatorConfig {
 /// Beyond all measure.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// A rank among others that share a communicator of NCCL. See the [module](self).
+/// A rank among others that share a communicator of NCCL: vLLM's `PyNcclCommunicator`.
 ///
 /// Operations must be called in the same order by all ranks of the communicator. On one rank those of
 /// several tasks are enqueued one after the other.
