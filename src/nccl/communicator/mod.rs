@@ -6,7 +6,7 @@
 //! | the constructor waits for ever for a rank that does not come | [`Communicator::new`] has a [deadline](CommunicatorConfig::connect_timeout) |
 //! | operations return once they are enqueued; who frees or reads the memory too early is wrong | they return once they are done, and own the memory until then, dropped or not |
 //! | a dead peer is waited for for ever | the deadline, an asynchronous error, or [`abort`](Communicator::abort) ends every wait, with NCCL's code and text |
-//! | no check of contiguity and counts | [`Tensor`]s are contiguous, counts are checked |
+//! | no check of contiguity and counts | tensors are contiguous, counts are checked |
 //! | never destroyed | finalized and destroyed when it is dropped, without keeping the caller |
 //! | `group_start` may be left open | a [`Group`] is started and ended in one |
 //!
