@@ -135,13 +135,13 @@ on_fakes!(
             });
             all(sums.collect::<Vec<_>>()).await;
         }
+        let (rank, ones) = (Arc::clone(&world[1]), ones().await);
         while cuda().events > 0 {
             tokio::task::yield_now().await;
         }
         // Whoever waits for it leaves; the communicator is looked after all the same.
-        let rank = Arc::clone(&world[1]);
         let failing = tokio::spawn(async move {
-            rank.communicator.all_reduce(&ones().await, ReduceOp::Sum, &rank.stream).await
+            rank.communicator.all_reduce(&ones, ReduceOp::Sum, &rank.stream).await
         });
         while cuda().events == 0 && world[1].communicator.failure().is_none() {
             tokio::task::yield_now().await;
