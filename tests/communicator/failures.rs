@@ -140,9 +140,10 @@ on_fakes!(
             tokio::task::yield_now().await;
         }
         // Whoever waits for it leaves; the communicator is looked after all the same.
-        let failing = tokio::spawn(async move {
-            rank.communicator.all_reduce(&ones, ReduceOp::Sum, &rank.stream).await
-        });
+        let failing =
+            tokio::spawn(
+                async move { rank.communicator.all_reduce(&ones, ReduceOp::Sum, &rank.stream).await },
+            );
         while cuda().events == 0 && world[1].communicator.failure().is_none() {
             tokio::task::yield_now().await;
         }
