@@ -7,7 +7,6 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
 
 use crate::codes::{INVALID_ARGUMENT, REMOTE_ERROR, Result, SYSTEM_ERROR, failed, misuse};
-use crate::switches::switches_of;
 
 /// An `ncclUniqueId`.
 #[repr(C)]
@@ -46,12 +45,6 @@ impl UniqueId {
         // The standard library's only random number.
         let nonce = RandomState::new().build_hasher().finish();
         thread::spawn(move || {
-            if switches_of(0).silent {
-                // Whoever checks in is not refused, but never answered.
-                loop {
-                    thread::park();
-                }
-            }
             // Whoever waits for an answer sees that there is none.
             if let Err(error) = gather(&listener, nonce) {
                 failed(SYSTEM_ERROR, format_args!("bootstrap: {error}"));

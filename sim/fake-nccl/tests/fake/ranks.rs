@@ -5,11 +5,13 @@ use std::ffi::{c_int, c_void};
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{null, null_mut};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError, mpsc};
 
 use kvpipe_fake_cuda::driver::{cuCtxSetCurrent, cuDevicePrimaryCtxRetain, cuInit};
 use kvpipe_fake_cuda::memory::{cuMemAlloc_v2, cuMemFree_v2, cuMemcpyDtoH_v2, cuMemcpyHtoD_v2};
-use kvpipe_fake_cuda::stream::{cuStreamCreate, cuStreamDestroy_v2, cuStreamQuery, cuStreamSynchronize};
+use kvpipe_fake_cuda::stream::{
+    cuLaunchHostFunc, cuStreamCreate, cuStreamDestroy_v2, cuStreamQuery, cuStreamSynchronize,
+};
 use kvpipe_fake_nccl::api::*;
 use kvpipe_fake_nccl::codes::{Code, IN_PROGRESS, SUCCESS};
 use kvpipe_fake_nccl::{Live, UniqueId, configure, live};
@@ -109,6 +111,18 @@ impl Stream {
 
     pub(crate) fn is_done(&self) -> bool {
         unsafe { cuStreamQuery(self.0) == 0 }
+    }
+
+    /// Holds it until it is told to go on.
+    pub(crate) fn hold(&self) -> mpsc::Sender<()> {
+        unsafe extern "C" fn wait(data: *mut c_void) {
+            let go_on = unsafe { Box::from_raw(data.cast::<mpsc::Receiver<()>>()) };
+            let _ = go_on.recv();
+        }
+        let (sender, receiver) = mpsc::channel::<()>();
+        let data = Box::into_raw(Box::new(receiver)).cast();
+        assert_eq!(unsafe { cuLaunchHostFunc(self.0, Some(wait), data) }, 0);
+        sender
     }
 }
 
@@ -218,6 +232,14 @@ fn give_up(rank: usize, panic: &(dyn Any + Send)) -> ! {
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
     let _ = writeln!(std::io::stderr(), "rank {rank}: {text} (--nocapture shows where)");
     std::process::exit(101)
+}
+
+/// Calls `check` often: what must not happen had time to. No more than that hangs on how long it takes.
+pub(crate) fn give_time(mut check: impl FnMut()) {
+    for _ in 0..10_000 {
+        check();
+        std::thread::yield_now();
+    }
 }
 
 /// Bytes that tell ranks and places apart.

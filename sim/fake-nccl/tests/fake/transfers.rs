@@ -147,18 +147,22 @@ fn two_streams_of_a_group_wait_for_each_other() {
 fn operations_follow_each_other_over_streams() {
     let alone = alone("");
     ranks(2, |rank, comm| {
-        let (first, second, buffer) = (Stream::new(), Stream::new(), Buffer::new(&[rank as u8; 3]));
+        let (first, second) = (Stream::new(), Stream::new());
+        let buffers = [0, 1, 2].map(|number| Buffer::new(&[if rank == 0 { number } else { 9 }]));
         if rank == 0 {
-            ok(comm.send(&buffer, 1, &first));
-            // On another stream, and yet after the send.
-            ok(comm.recv(&buffer, 1, &second));
+            ok(comm.send(&buffers[0], 1, &first));
+            let go_on = first.hold();
+            ok(comm.send(&buffers[1], 1, &first));
+            // On another stream, which is free, and yet after the one that is held.
+            ok(comm.send(&buffers[2], 1, &second));
+            give_time(|| assert!(!second.is_done()));
+            go_on.send(()).unwrap();
         } else {
-            ok(comm.recv(&buffer, 0, &first));
-            ok(comm.send(&buffer, 0, &second));
+            buffers.iter().for_each(|buffer| ok(comm.recv(buffer, 0, &first)));
         }
-        second.synchronize();
         first.synchronize();
-        assert_eq!(buffer.bytes(), [0; 3]);
+        second.synchronize();
+        assert_eq!(buffers.map(|buffer| buffer.bytes()), [[0], [1], [2]]);
         comm.destroy();
     });
     alone.is_clean();
@@ -220,6 +224,8 @@ fn the_first_send_waits_for_its_receive_and_the_next_does_not() {
             stream.synchronize();
             ready.send(()).unwrap();
         } else {
+            // For a send that does not wait.
+            give_time(|| ());
             receives.store(true, Ordering::SeqCst);
             ok(comm.recv(&buffer, 0, &stream));
             wait.lock().unwrap().take().unwrap().recv().unwrap();
