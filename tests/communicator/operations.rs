@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvpipe::device::DeviceBufferMut;
 use kvpipe::nccl::ReduceOp;
 use kvpipe::{DType, Shape, Tensor};
 
@@ -183,6 +184,34 @@ on_fakes!(two_ranks_that_send_to_each_other_in_a_group_do_not_wait_for_each_othe
         assert_eq!(received.len(), 1);
         let received = received[0].to_host().await.unwrap().to_vec::<i32>().unwrap();
         assert!(received.iter().all(|element| *element == other as i32));
+    });
+    all(exchanged.collect::<Vec<_>>()).await;
+});
+
+on_fakes!(a_group_receives_into_memory_that_is_there_if_it_fits, "", async || {
+    let world = world(2).await;
+    let exchanged = world.iter().cloned().map(|rank| async move {
+        let (own, other) = (rank.communicator.rank(), 1 - rank.communicator.rank());
+        let input = Tensor::from_slice([3], &[own as i32; 3]).unwrap().to_device(&device()).await.unwrap();
+        let mut group = rank.communicator.group();
+        let shape = Shape::new(&[3]).unwrap();
+        let memory = |bytes| DeviceBufferMut::allocate(&device(), bytes).unwrap();
+        for bytes in [8, 11, 13] {
+            let refused = group.recv_into(memory(bytes), DType::Int32, shape, other).unwrap_err();
+            assert!(
+                refused.to_string().ends_with(&format!("can't be received into {bytes} bytes")),
+                "{refused}"
+            );
+        }
+        assert!(group.recv_into(memory(12), DType::Int32, shape, own).is_err());
+        let to = memory(12);
+        let address = to.address();
+        group.recv_into(to, DType::Int32, shape, other).unwrap();
+        group.send(&input, other).unwrap();
+        let received = group.run(&rank.stream).await.unwrap();
+        assert_eq!(received.len(), 1);
+        assert_eq!(received[0].device_buffer().unwrap().address(), address);
+        assert_eq!(host(&received[0]).await.to_vec::<i32>().unwrap(), [other as i32; 3]);
     });
     all(exchanged.collect::<Vec<_>>()).await;
 });
