@@ -12,13 +12,16 @@ use crate::tensor::DType;
 /// How many bytes of accumulators are worked on at a time where a result takes several passes.
 pub(super) const TILE_BYTES: usize = 4096;
 
+type Combine = fn(&[u8], &[u8], &mut [u8]);
+type Accumulate = fn(&mut [u8], &[u8]);
+
 /// What can be done to accumulators of one type.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernels {
     /// The last is filled with what the other two combine to.
-    pub(super) combine: fn(&[u8], &[u8], &mut [u8]),
+    pub(super) combine: Combine,
     /// The first is combined with the second.
-    pub(super) accumulate: fn(&mut [u8], &[u8]),
+    pub(super) accumulate: Accumulate,
     /// For a mean.
     pub(super) divide: fn(&mut [u8], u64),
     /// How elements become accumulators and back, unless they are the same.
@@ -59,7 +62,7 @@ impl Kernels {
     }
 
     fn of_type<T: Number<N>, const N: usize>(op: ReduceOp) -> Self {
-        let (combine, accumulate): (fn(&[u8], &[u8], &mut [u8]), fn(&mut [u8], &[u8])) = match op {
+        let (combine, accumulate): (Combine, Accumulate) = match op {
             ReduceOp::Sum | ReduceOp::Avg => (
                 |left, right, into| combine(left, right, into, T::sum),
                 |into, other| accumulate(into, other, T::sum),

@@ -112,11 +112,15 @@ impl Span {
     /// What a message without bytes is sent from, and received into.
     pub(super) const EMPTY: Self = Self { place: Place::Scratch, at: 0, bytes: 0 };
 
+    pub(super) const fn of(self, form: Form) -> Part {
+        Part { span: self, form }
+    }
+
     pub(super) const fn elements(self) -> Part {
-        Part { span: self, form: Form::Elements }
+        self.of(Form::Elements)
     }
 
     pub(super) const fn accumulators(self) -> Part {
-        Part { span: self, form: Form::Accumulators }
+        self.of(Form::Accumulators)
     }
 }

@@ -67,6 +67,14 @@ impl Reduction {
         self.accumulator_bytes
     }
 
+    /// The bytes of either.
+    pub(super) const fn bytes_of(&self, form: Form) -> usize {
+        match form {
+            Form::Elements => self.element_bytes,
+            Form::Accumulators => self.accumulator_bytes,
+        }
+    }
+
     /// Whether partial results are larger than elements.
     pub(super) const fn widens(&self) -> bool {
         self.kernels.width.is_some()
@@ -96,15 +104,11 @@ impl Reduction {
     /// By pieces that stay in the nearest cache.
     fn fold_tiles(&self, parts: &[(Source<'_>, Form)], into: &mut [u8], form: Form, divisor: Option<u64>) {
         let (mut accumulators, mut widened) = ([0; TILE_BYTES], [0; TILE_BYTES]);
-        let bytes_of = |form| match form {
-            Form::Elements => self.element_bytes,
-            Form::Accumulators => self.accumulator_bytes,
-        };
         let tile = TILE_BYTES / self.accumulator_bytes;
-        let elements = into.len() / bytes_of(form);
+        let elements = into.len() / self.bytes_of(form);
         for first in (0..elements).step_by(tile) {
             let count = tile.min(elements - first);
-            let range = |form| first * bytes_of(form)..(first + count) * bytes_of(form);
+            let range = |form| first * self.bytes_of(form)..(first + count) * self.bytes_of(form);
             let accumulators = &mut accumulators[..count * self.accumulator_bytes];
             for (position, (source, part_form)) in parts.iter().enumerate() {
                 let piece = match source {

@@ -3,10 +3,20 @@
 //! In the tables of costs *p* is the number of ranks and *n* the bytes of the whole payload; a message
 //! costs α, each of its bytes β, and a byte that is combined γ.
 
+mod all_gather;
+mod all_reduce;
 mod barrier;
+mod blocks;
+mod direct;
 mod pair;
+mod reduce_scatter;
+mod rooted;
 
-use super::program::{Compute, Place, Program, Span, Step, Transmission};
+use std::ops::Range;
+
+use super::program::{Compute, Part, Place, Program, Span, Step, Transmission};
+use super::reduction::Reduction;
+use blocks::chunks;
 
 /// Makes one rank's programs.
 #[derive(Clone, Copy, Debug)]
@@ -16,15 +26,18 @@ pub(super) struct Planner {
     tuning: Tuning,
 }
 
+/// What caches work with.
+const SCRATCH_ALIGNMENT: usize = 64;
+
 /// When which algorithm is used. Every rank of a group must have the same.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tuning {
     /// The bytes of one message of a chunked algorithm.
     pub(super) chunk_bytes: usize,
     /// An all-gather of at most this many bytes, of all ranks together, goes by dissemination.
-    pub(super) all_gather_small_bytes_max: usize,
-    /// An all-reduce of at most this many bytes goes by recursive doubling.
-    pub(super) all_reduce_small_bytes_max: usize,
+    pub(super) gathered_small_bytes_max: usize,
+    /// An all-reduce of at most this many bytes goes by recursive doubling, a reduce-scatter pairwise.
+    pub(super) reduced_small_bytes_max: usize,
     /// A broadcast or a reduction to one rank of at most this many bytes goes by a tree.
     pub(super) rooted_small_bytes_max: usize,
     /// A group of at most this many ranks reduces large payloads pairwise, a larger one in a ring.
@@ -35,8 +48,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             chunk_bytes: 256 << 10,
-            all_gather_small_bytes_max: 64 << 10,
-            all_reduce_small_bytes_max: 32 << 10,
+            gathered_small_bytes_max: 64 << 10,
+            reduced_small_bytes_max: 32 << 10,
             rooted_small_bytes_max: 64 << 10,
             pairwise_ranks_max: 8,
         }
@@ -59,6 +72,13 @@ impl Planner {
         (self.rank + self.size - distance % self.size) % self.size
     }
 
+    /// What is left to do for a payload that is not in its place yet.
+    fn copy(&self, program: &mut Program, from: Span, into: Span) {
+        for chunk in chunks(0..from.bytes, self.tuning.chunk_bytes) {
+            program.copy(from.within(&chunk), into.within(&chunk));
+        }
+    }
+
     /// The distances of a dissemination: powers of two below the size.
     fn doublings(&self) -> impl Iterator<Item = usize> + use<> {
         let size = self.size;
@@ -76,6 +96,17 @@ impl Program {
         self.steps.push(Step::Compute(Compute::Copy { from, into }));
     }
 
+    fn fold(&mut self, reduction: &Reduction, parts: Vec<Part>, into: Part) {
+        self.steps.push(Step::Compute(Compute::Fold { reduction: *reduction, parts, into }));
+    }
+
+    /// Memory of its own, of which no byte is used for anything else.
+    fn scratch(&mut self, bytes: usize) -> Span {
+        let at = self.scratch_bytes.next_multiple_of(SCRATCH_ALIGNMENT);
+        self.scratch_bytes = at + bytes;
+        Span { place: Place::Scratch, at, bytes }
+    }
+
     /// Once all steps so far are done.
     fn send(&mut self, rank: usize, from: Span) {
         self.send_after(self.steps.len(), rank, from);
@@ -86,17 +117,19 @@ impl Program {
     }
 }
 
+impl Span {
+    /// A part of it, counted from its first byte.
+    fn within(self, range: &Range<usize>) -> Self {
+        Self { place: self.place, at: self.at + range.start, bytes: range.len() }
+    }
+}
+
 /// Some bytes of the caller's input.
-const fn input(at: usize, bytes: usize) -> Span {
-    Span { place: Place::Input, at, bytes }
+fn input(range: &Range<usize>) -> Span {
+    Span { place: Place::Input, at: range.start, bytes: range.len() }
 }
 
 /// Some bytes of the caller's output.
-const fn output(at: usize, bytes: usize) -> Span {
-    Span { place: Place::Output, at, bytes }
-}
-
-/// Some bytes of the program's own.
-const fn scratch(at: usize, bytes: usize) -> Span {
-    Span { place: Place::Scratch, at, bytes }
+fn output(range: &Range<usize>) -> Span {
+    Span { place: Place::Output, at: range.start, bytes: range.len() }
 }

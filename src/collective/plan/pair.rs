@@ -7,7 +7,7 @@ impl Planner {
     /// Ends once the receiver has all of it.
     pub(in crate::collective) fn send(&self, receiver: usize, bytes: usize) -> Program {
         let mut program = Program::default();
-        program.send(receiver, input(0, bytes));
+        program.send(receiver, input(&(0..bytes)));
         program.receive(receiver, Span::EMPTY);
         program
     }
@@ -15,7 +15,7 @@ impl Planner {
     /// Answers the sender.
     pub(in crate::collective) fn recv(&self, sender: usize, bytes: usize) -> Program {
         let mut program = Program::default();
-        program.receive(sender, output(0, bytes));
+        program.receive(sender, output(&(0..bytes)));
         program.send(sender, Span::EMPTY);
         program
     }
