@@ -62,6 +62,8 @@
 //! and changes nothing in the library. With `default-features = false` neither is there. `plot` adds
 //! drawing to the command line.
 
+#[cfg(not(loom))]
+pub mod collective;
 pub mod config;
 // The driver's functions are C's; each call says why it may be made.
 #[allow(unsafe_code)]
@@ -79,6 +81,8 @@ pub mod net;
 pub mod parallel;
 pub mod pipe;
 mod queue;
+#[cfg(not(loom))]
+mod reduce_op;
 mod stock;
 pub mod store;
 mod sync;

@@ -1,0 +1,5 @@
+//! Process groups: operations of several ranks, and what becomes of them when one fails.
+
+mod barrier;
+mod operations;
+mod ranks;
