@@ -2,5 +2,8 @@
 
 mod agreement;
 mod barrier;
+mod death;
+mod failures;
+mod mortal;
 mod operations;
 mod ranks;

@@ -33,8 +33,7 @@ impl Group {
         patience: Duration,
     ) -> Result<Self, Failure> {
         let config = ProcessGroupConfig { timeout: patience, ..ProcessGroupConfig::default() };
-        let group =
-            ProcessGroup::from_store(TokioNet, store, ring.rank(), ring.world_size(), config).await?;
+        let group = ProcessGroup::from_store(TokioNet, store, ring.rank(), ring.world_size(), config).await?;
         Ok(Self { group, prepared: None })
     }
 
