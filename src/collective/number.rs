@@ -134,7 +134,7 @@ impl Stored<2> for F16 {
         let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7FFF_FFFF);
         // Half of what is cut off, less one bit if the rest is even.
         let odd = (magnitude >> 13) & 1;
-        let normal = (magnitude.wrapping_sub((127 - 15) << 23) + 0x0FFF + odd) >> 13;
+        let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0x0FFF + odd) >> 13;
         // An addition rounds for us: in the sum, the last bit is worth as much as that of a subnormal.
         let subnormal = (f32::from_bits(magnitude) + f32::from_bits(ALIGNED)).to_bits().wrapping_sub(ALIGNED);
         let nan = 0x7E00 | (magnitude >> 13) & 0x03FF;

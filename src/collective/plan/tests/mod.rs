@@ -305,8 +305,10 @@ proptest! {
 /// With every algorithm's real sizes: several chunks, and a last one that is not full.
 #[test]
 fn large_payloads_are_reduced_by_default() {
-    for (dtype, size) in [(DType::Float32, 2), (DType::BFloat16, 3), (DType::Int32, 9)] {
-        let (count, op) = (400_001, ReduceOp::Sum);
+    for (dtype, size, count) in
+        [(DType::Float32, 2, 150_001), (DType::BFloat16, 3, 400_001), (DType::Int32, 9, 50_000)]
+    {
+        let op = ReduceOp::Sum;
         let case = Case { size, tuning: Tuning::default(), root: 0, in_place: 0b101, seed: 7 };
         let reduction = Reduction::new(dtype, op, size).unwrap();
         let inputs = case.inputs(dtype, op, Data::Exact, |_| count);
