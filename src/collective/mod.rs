@@ -76,13 +76,19 @@ mod memory;
 #[doc(hidden)]
 pub mod modelling;
 #[cfg(not(loom))]
+mod number;
+#[cfg(not(loom))]
 mod operations;
 #[cfg(not(loom))]
 mod plan;
 #[cfg(not(loom))]
 mod program;
+#[cfg(all(test, not(loom)))]
+mod random;
 #[cfg(not(loom))]
 mod reduction;
+#[cfg(all(test, not(loom)))]
+mod reference;
 #[cfg(not(loom))]
 mod request;
 
