@@ -61,19 +61,40 @@
 //! A kvpipe group of host tensors and torch's Gloo do not share a wire: all ranks of a group are kvpipe's.
 //! Only on NCCL could they be mixed.
 
+#[cfg(not(loom))]
 mod config;
+#[cfg(not(loom))]
 mod group;
 #[cfg(not(loom))]
 mod host;
+#[cfg(not(loom))]
 mod kernels;
 mod lobby;
+#[cfg(not(loom))]
 mod memory;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod modelling;
+#[cfg(not(loom))]
+mod number;
+#[cfg(not(loom))]
 mod operations;
+#[cfg(not(loom))]
 mod plan;
+#[cfg(not(loom))]
 mod program;
+#[cfg(all(test, not(loom)))]
+mod random;
+#[cfg(not(loom))]
 mod reduction;
+#[cfg(all(test, not(loom)))]
+mod reference;
+#[cfg(not(loom))]
 mod request;
 
+#[cfg(not(loom))]
 pub use self::config::{Backend, ProcessGroupConfig};
+#[cfg(not(loom))]
 pub use self::group::ProcessGroup;
+#[cfg(not(loom))]
 pub use crate::reduce_op::ReduceOp;

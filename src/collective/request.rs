@@ -155,7 +155,11 @@ impl Request<'_> {
                 (dtype, shape, shape)
             }
             Operation::AllGather { rows } => match given {
-                Some((dtype, part)) => (dtype, part, whole_of(&part, rows)?),
+                Some((dtype, given)) => {
+                    let whole = whole_of(&given, rows)?;
+                    let part = rows.as_ref().map_or(Ok(given), |_| part_of(&whole, rows))?;
+                    (dtype, part, whole)
+                }
                 None => {
                     let (dtype, whole) = taken.ok_or_else(missing)?;
                     (dtype, part_of(&whole, rows)?, whole)

@@ -26,7 +26,6 @@ pub use buffer::ALIGNMENT;
 pub use buffer::map_file;
 pub use dtype::DType;
 pub use element::Element;
-pub(crate) use exclusive::PayloadMut;
 pub use exclusive::TensorMut;
 pub use pool::{BufferMut, BufferPool, PoolStats};
 pub use shape::{MAX_DIMS, Shape};

@@ -40,36 +40,33 @@ pub(super) struct Keeper<N: Net> {
 impl<N: Net> Keeper<N> {
     /// Until the user leaves, and everybody has been told.
     pub(super) async fn run(mut self) {
-        let Some(failure) = self.keep().await else {
-            let mut farewells = self.mesh.lock().await.take_leave(None, self.heartbeat);
-            return while farewells.join_next().await.is_some() {};
-        };
-        let verdict = verdict(&failure, self.mesh.lock().await.members.rank);
-        let mut farewells = self.mesh.lock().await.take_leave(Some(&verdict), self.heartbeat);
-        // Whoever comes now is told, too.
-        loop {
+        let failure = self.keep().await;
+        let mut mesh = self.mesh.lock().await;
+        mesh.adopt_all(&self.lobby);
+        let verdict = failure.as_ref().map(|failure| verdict(failure, mesh.members.rank));
+        let mut farewells = mesh.take_leave(verdict.as_ref(), self.heartbeat);
+        drop(mesh);
+        let mut left = failure.is_none();
+        while !(left && farewells.is_empty()) {
             tokio::select! {
                 biased;
-                () = self.leaving.notified() => break,
+                () = self.leaving.notified(), if !left => left = true,
                 Some(_told) = farewells.join_next() => {}
+                // Whoever comes now is told, too: it may be what another one waits for.
                 candidate = self.door.next() => match candidate {
                     Ok(candidate) => {
                         self.admit(candidate).await;
                         let mut mesh = self.mesh.lock().await;
-                        while let Some(arrival) = self.lobby.take() {
-                            mesh.adopt(arrival);
-                        }
-                        mesh.part_with_arrivals(&verdict, self.heartbeat, &mut farewells);
+                        mesh.adopt_all(&self.lobby);
+                        mesh.part_with_arrivals(verdict.as_ref(), self.heartbeat, &mut farewells);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "a group that has failed lets nobody in any more");
-                        self.leaving.notified().await;
-                        break;
+                        tracing::warn!(%error, "a group that has ended lets nobody in any more");
+                        return;
                     }
                 },
             }
         }
-        while farewells.join_next().await.is_some() {}
     }
 
     /// Until the user leaves, or the group fails: then it gives the reason.
@@ -124,10 +121,7 @@ impl<N: Net> Mesh<N> {
         for rank in self.members.others() {
             let dialer = self.dialer(rank);
             let peer = &mut self.peers[rank];
-            let out = match std::mem::replace(&mut peer.out, Out::Absent) {
-                Out::Up(edge) => Some(edge),
-                Out::Absent | Out::Dialing(_) => None,
-            };
+            let out = std::mem::replace(&mut peer.out, Out::Absent);
             let incoming = [peer.incoming.take(), peer.further.take()];
             let checksum = self.checksum();
             let farewell = Farewell::<N> { out, incoming, verdict: verdict.cloned(), checksum };
@@ -137,13 +131,18 @@ impl<N: Net> Mesh<N> {
     }
 
     /// Parts with those who have come since.
-    fn part_with_arrivals(&mut self, verdict: &Verdict, heartbeat: Duration, farewells: &mut JoinSet<()>) {
+    fn part_with_arrivals(
+        &mut self,
+        verdict: Option<&Verdict>,
+        heartbeat: Duration,
+        farewells: &mut JoinSet<()>,
+    ) {
         let checksum = self.checksum();
         for peer in &mut self.peers {
             let incoming = [peer.incoming.take(), peer.further.take()];
             if incoming.iter().any(Option::is_some) {
-                let verdict = Some(verdict.clone());
-                let farewell = Farewell::<N> { out: None, incoming, verdict, checksum };
+                let farewell =
+                    Farewell::<N> { out: Out::Absent, incoming, verdict: verdict.cloned(), checksum };
                 farewells.spawn(farewell.say(None, heartbeat));
             }
         }
@@ -152,7 +151,7 @@ impl<N: Net> Mesh<N> {
 
 /// The connections with one rank, at the end.
 struct Farewell<N: Net> {
-    out: Option<OutEdge<N::Stream>>,
+    out: Out<N::Stream>,
     incoming: [Option<InEdge<N::Stream>>; 2],
     verdict: Option<Verdict>,
     checksum: bool,
@@ -168,9 +167,12 @@ impl<N: Net> Farewell<N> {
         let Self { out, incoming, .. } = self;
         let [first, second] = incoming;
         let outgoing = async {
-            if let Some(mut edge) = out {
-                // A rank that is gone is no concern any more.
-                drop(edge.writer.shutdown().await);
+            if let Out::Up(mut edge) = out {
+                // A rank that is gone is no concern any more. One that waits for the rest of a message is
+                // not to see its end before it has seen why.
+                if !edge.in_message {
+                    drop(edge.writer.shutdown().await);
+                }
                 drop(edge.discard().await);
             }
         };
@@ -181,24 +183,29 @@ impl<N: Net> Farewell<N> {
     }
 
     async fn tell(&mut self, dialer: Option<Dialer<N>>, heartbeat: Duration) -> Result<()> {
-        let Some(verdict) = self.verdict.take() else {
-            if let Some(edge) = self.out.as_mut().filter(|edge| !edge.in_message) {
-                say(&mut edge.writer, &GroupFrame::Goodbye, heartbeat).await?;
-            }
-            for edge in self.incoming.iter_mut().flatten() {
-                say(&mut edge.replies, &GroupReply::Goodbye, heartbeat).await?;
-            }
-            return Ok(());
+        let verdict = self.verdict.take();
+        let (frame, reply) = match verdict.clone() {
+            None => (GroupFrame::Goodbye, GroupReply::Goodbye),
+            Some(verdict) => (GroupFrame::Abort(verdict.clone()), GroupReply::Abort(verdict)),
         };
-        // It looks at all of them, so one will do.
-        if let Some(edge) = self.incoming.iter_mut().flatten().next() {
-            return say(&mut edge.replies, &GroupReply::Abort(verdict), heartbeat).await;
+        // Along all of them, since all will end, and it may look at any of them first. One that is being
+        // made may already be one to it.
+        if let (Out::Dialing(dialing), Some(dialer)) = (&mut self.out, &dialer) {
+            self.out = Out::Up(OutEdge::new(dialing.await?, dialer.link.clone(), self.checksum));
         }
-        if let Some(edge) = self.out.as_mut().filter(|edge| !edge.in_message) {
-            return say(&mut edge.writer, &GroupFrame::Abort(verdict), heartbeat).await;
+        let mut told = false;
+        for edge in self.incoming.iter_mut().flatten() {
+            say(&mut edge.replies, &reply, heartbeat).await?;
+            told = true;
         }
-        // There is none, or one in the middle of a message, where nothing else can be said.
-        let Some(dialer) = dialer else { return Ok(()) };
+        // In the middle of a message nothing else can be said.
+        if let Out::Up(edge) = &mut self.out
+            && !edge.in_message
+        {
+            say(&mut edge.writer, &frame, heartbeat).await?;
+            told = true;
+        }
+        let (Some(verdict), Some(dialer), false) = (verdict, dialer, told) else { return Ok(()) };
         let link = dialer.link.clone();
         let mut edge = OutEdge::<N::Stream>::new(dialer.connect().await?, link, self.checksum);
         say(&mut edge.writer, &GroupFrame::Abort(verdict), heartbeat).await?;

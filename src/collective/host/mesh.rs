@@ -152,6 +152,13 @@ impl<N: Net> Mesh<N> {
         }
     }
 
+    /// Takes all that have come in.
+    pub(super) fn adopt_all(&mut self, lobby: &Lobby<Arrival<N::Stream>>) {
+        while let Some(arrival) = lobby.take() {
+            self.adopt(arrival);
+        }
+    }
+
     /// Looks at every connection for what belongs to no operation, and keeps all alive. `awaited` is the
     /// rank whose message is due, if one is.
     pub(super) fn attend(&mut self, cx: &mut Context<'_>, awaited: Option<usize>) -> Result<(), Error> {
@@ -174,9 +181,7 @@ impl<N: Net> Mesh<N> {
 
     /// The same, while there is no operation.
     pub(super) fn attend_idle(&mut self, lobby: &Lobby<Arrival<N::Stream>>) -> Result<(), Error> {
-        while let Some(arrival) = lobby.take() {
-            self.adopt(arrival);
-        }
+        self.adopt_all(lobby);
         self.attend(&mut Context::from_waker(Waker::noop()), None)
     }
 

@@ -133,3 +133,6 @@ fn input(range: &Range<usize>) -> Span {
 fn output(range: &Range<usize>) -> Span {
     Span { place: Place::Output, at: range.start, bytes: range.len() }
 }
+
+#[cfg(test)]
+mod tests;
