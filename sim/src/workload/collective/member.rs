@@ -124,9 +124,10 @@ impl Group {
                 continue;
             }
             let next = calls[at + 1..].iter().find(|next| next.is_everybodys() && next.words() != call.words());
+            let number = calls[..at].iter().filter(|before| before.is_everybodys()).count();
             let instead = |other: &Call| {
-                let deed = Deed::Mismatch([call.words(), other.words()].concat());
-                Step::Instead(deed, other.clone())
+                let words = [call.words(), other.words(), vec![format!("as operation {number}")]];
+                Step::Instead(Deed::Mismatch(words.concat()), other.clone())
             };
             match (&self.mistake.what, next) {
                 (Wrong::Absence, _) => steps.extend([(at, Step::Wait), (at, Step::Call(call.clone()))]),
