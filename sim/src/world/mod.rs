@@ -285,6 +285,7 @@ impl World {
             let (software, shared) = (software.clone(), shared.clone());
             async move {
                 shared.keep_clock(Place::Rank(rank));
+                shared.runs_on(rank, tokio::runtime::Handle::current());
                 let running = tokio::task::spawn_local(software(handle.clone()));
                 let result =
                     running.await.unwrap_or_else(|panic| Err(Error::Bug(format!("it panicked: {panic}"))));

@@ -83,13 +83,16 @@ impl Shared {
     pub(super) fn starts(&self, rank: usize) -> usize {
         let mut state = self.lock();
         let life = state.lives.entry(rank).or_default();
-        let runtime = Handle::try_current().ok();
-        *life = Life { starts: life.starts + 1, running: true, result: None, runtime };
+        *life = Life { starts: life.starts + 1, running: true, ..Life::default() };
         let before = life.starts - 1;
         if before > 0 {
             state.causes.begins_anew(rank);
         }
         before
+    }
+
+    pub(super) fn runs_on(&self, rank: usize, runtime: Handle) {
+        self.lock().lives.entry(rank).or_default().runtime = Some(runtime);
     }
 
     pub(super) fn ends(&self, rank: usize, result: Result<()>) {
