@@ -48,6 +48,7 @@
 //! | [`device`] | GPUs: memory, streams, events, and copies between them and the host |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
+//! | [`collective`] | process groups: sums, gathers and broadcasts among ranks, in place of torch's Gloo and NCCL groups |
 //! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
 //! | [`wire`] | every byte that kvpipe's own protocol sends, and vLLM's pickles, without I/O |
 //! | [`nccl`] | NCCL, loaded when it is asked for: its functions, codes and versions |
@@ -62,7 +63,6 @@
 //! and changes nothing in the library. With `default-features = false` neither is there. `plot` adds
 //! drawing to the command line.
 
-#[cfg(not(loom))]
 pub mod collective;
 pub mod config;
 // The driver's functions are C's; each call says why it may be made.

@@ -141,8 +141,7 @@ impl DeviceBufferMut {
     /// # Cancel safety
     /// The memory is freed again.
     pub async fn allocated(device: &Arc<dyn Device>, bytes: usize) -> Result<Self> {
-        let device = Arc::clone(device);
-        chores::run(move || Self::allocate(&device, bytes)).await
+        chores::run(device, move |device| Self::allocate(device, bytes)).await
     }
 
     /// Memory that somebody else allocated, to be written to. `owner` is dropped when it is used no more,
@@ -220,8 +219,8 @@ impl Drop for Memory {
         if self.owner.is_some() || self.bytes == 0 {
             return;
         }
-        let (device, address, bytes) = (Arc::clone(&self.device), self.address, self.bytes);
-        chores::later(move || {
+        let (address, bytes) = (self.address, self.bytes);
+        chores::later(&self.device, move |device| {
             // SAFETY: `allocate` gave it, and nothing else frees it; what a stream uses is held by an
             // `InFlight` or by its user.
             if let Err(error) = unsafe { device.free(address, bytes) } {
@@ -276,8 +275,7 @@ impl PinnedBuffer {
     /// # Cancel safety
     /// The memory is freed again.
     pub async fn allocated(device: &Arc<dyn Device>, bytes: usize) -> Result<Self> {
-        let device = Arc::clone(device);
-        chores::run(move || Self::allocate(&device, bytes)).await
+        chores::run(device, move |device| Self::allocate(device, bytes)).await
     }
 }
 
@@ -310,8 +308,8 @@ impl Pinned {
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         if self.len > 0 {
-            let (device, memory, len) = (Arc::clone(&self.device), Pinned(self.memory.0), self.len);
-            chores::later(move || memory.free(&*device, len));
+            let (memory, len) = (Pinned(self.memory.0), self.len);
+            chores::later(&self.device, move |device| memory.free(&**device, len));
         }
     }
 }

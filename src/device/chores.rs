@@ -1,44 +1,53 @@
-//! A thread for the driver's calls that may wait: allocating and freeing.
+//! A thread for each device, for the driver's calls that may wait: allocating and freeing.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use super::oneshot::oneshot;
+use super::{Device, Location};
 use crate::error::{Error, Result};
 
 type Chore = Box<dyn FnOnce() + Send>;
 
-/// The way to the thread, once there is one. It lives as long as the process.
-static THREAD: Mutex<Option<Sender<Chore>>> = Mutex::new(None);
+/// The ways to the threads that there are. They live as long as the process.
+static THREADS: Mutex<BTreeMap<Location, Sender<Chore>>> = Mutex::new(BTreeMap::new());
 
-/// Does `chore` on the thread, after those that were given before.
+/// Does `chore` on the device's thread, after those that were given before.
 ///
 /// # Cancel safety
 /// Dropped early it leaves the chore to be done, and the outcome is dropped.
-pub(super) async fn run<T: Send + 'static>(chore: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(super) async fn run<T: Send + 'static>(
+    device: &Arc<dyn Device>,
+    chore: impl FnOnce(&Arc<dyn Device>) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (giver, taker) = oneshot();
-    later(move || giver.give(chore()));
+    later(device, move |device| giver.give(chore(device)));
     taker.take().await.unwrap_or_else(|| Err(Error::Bug("a chore of a device has panicked".into())))
 }
 
-/// Does `chore` on the thread some time. Where there can't be a thread, here and now.
-pub(super) fn later(chore: impl FnOnce() + Send + 'static) {
-    let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
-    if thread.is_none() {
+/// Does `chore` on the device's thread some time. Where there can't be a thread, here and now.
+pub(super) fn later(device: &Arc<dyn Device>, chore: impl FnOnce(&Arc<dyn Device>) + Send + 'static) {
+    let (location, device) = (device.location(), Arc::clone(device));
+    let chore: Chore = Box::new(move || chore(&device));
+    let mut threads = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Entry::Vacant(missing) = threads.entry(location) {
         let (sender, receiver) = channel();
         match thread::Builder::new().name("kvpipe-memory".into()).spawn(move || work(&receiver)) {
-            Ok(_) => *thread = Some(sender),
+            Ok(_) => {
+                missing.insert(sender);
+            }
             Err(error) => tracing::warn!(%error, "no thread for device memory, which may wait here now"),
         }
     }
-    let chore: Chore = Box::new(chore);
-    let unsent = match &*thread {
+    let unsent = match threads.get(&location) {
         Some(thread) => thread.send(chore).err().map(|unsent| unsent.0),
         None => Some(chore),
     };
-    drop(thread);
+    drop(threads);
     if let Some(chore) = unsent {
         chore();
     }

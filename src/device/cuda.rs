@@ -169,10 +169,10 @@ impl CudaDevice {
         // SAFETY: the driver is initialised, and writes one handle to `before`.
         check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&raw mut before) })?;
         if before == self.context.0 {
-            return Ok(Entered { before: ptr::null_mut() });
+            return Ok(Entered { before: None });
         }
         self.make_current()?;
-        Ok(Entered { before })
+        Ok(Entered { before: Some(before) })
     }
 
     /// Makes a driver's call with this device current.
@@ -193,15 +193,16 @@ impl CudaDevice {
 
 /// See [`CudaDevice::enter`].
 struct Entered {
-    /// Null if there is nothing to do: a thread that had no device may keep ours.
-    before: sys::CUcontext,
+    /// None if there is nothing to do. Null for a thread that had no device, which is not to keep ours: it
+    /// may be closed by then.
+    before: Option<sys::CUcontext>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if !self.before.is_null() {
+        if let Some(before) = self.before {
             // SAFETY: it was current a moment ago. Whoever destroys it meanwhile gets an error here.
-            let restored = check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.before) });
+            let restored = check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(before) });
             if let Err(error) = restored {
                 tracing::warn!(%error, "a thread has lost its current device");
             }

@@ -14,8 +14,8 @@
 //!
 //! - **No memory is freed that a stream still uses**, also if the future that waits for it is dropped.
 //! - **Nothing waits on the runtime's threads.** Events are polled by a thread of their own, and memory
-//!   is allocated and freed by another, because the driver may wait there for all that runs on the
-//!   device: for a transfer, say, whose peer is gone, and which only this very runtime can abort.
+//!   is allocated and freed by one for each device, because the driver may wait there for all that runs
+//!   on the device: for a transfer, say, whose peer is gone, and which only this very runtime can abort.
 //! - **No CUDA is needed** to build this or to run it. Without it [`CudaDevice::open`] says what is
 //!   missing.
 

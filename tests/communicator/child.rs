@@ -24,6 +24,9 @@ const CHILD: &str = "KVPIPE_TEST_COMMUNICATOR_CHILD";
 /// A process that hangs is killed by then.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What is still alive by then is left.
+const GIVING_BACK: Duration = Duration::from_secs(60);
+
 pub(crate) fn run(module: &str, name: &str, switches: &str, body: impl AsyncFnOnce()) {
     let (_, module) = module.split_once("::").unwrap();
     let name = format!("{module}::{name}");
@@ -48,7 +51,7 @@ pub(crate) fn run(module: &str, name: &str, switches: &str, body: impl AsyncFnOn
 }
 
 /// Waits until all memory, streams, events and communicators are given back, which threads do.
-async fn nothing_is_left(switches: &str) {
+pub(crate) async fn nothing_is_left(switches: &str) {
     let waiting = async {
         while cuda() != (LiveCuda { misuses: 0, ..LiveCuda::default() }) || nccl() != LiveNccl::default() {
             tokio::task::yield_now().await;
@@ -59,7 +62,7 @@ async fn nothing_is_left(switches: &str) {
         assert_eq!((cuda().misuses, nccl().misuses), (0, 0));
         return;
     }
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    let waited = tokio::time::timeout(GIVING_BACK, waiting).await;
     assert!(waited.is_ok(), "left: {:?}, {:?}", cuda(), nccl());
 }
 

@@ -2,13 +2,18 @@
 //! can be made to do. A new transport implements `Backend`, and adds one line at the end of this file.
 #![cfg(not(loom))]
 #![allow(missing_docs, reason = "a test binary")]
+#![allow(unsafe_code, reason = "the fakes are C libraries")]
 
+#[macro_use]
+#[path = "../communicator/child.rs"]
+mod child;
 #[macro_use]
 #[path = "../delegate/mod.rs"]
 mod delegate;
 
 mod backend;
 mod faults;
+mod nccl_loaded;
 mod over_nccl;
 #[path = "../tcp/proxy.rs"]
 #[allow(dead_code, reason = "shared with the tests of tcp")]

@@ -1,8 +1,9 @@
-//! The nccl transport, on fakes of a GPU and of NCCL in this process.
+//! The nccl transport, on fakes of a GPU and of NCCL: linked into this process, or loaded.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use kvpipe::device::{CudaDevice, Device};
 use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
 use kvpipe::nccl::Library;
 use kvpipe::net::TokioNet;
@@ -14,10 +15,14 @@ use kvpipe::transport::nccl::{
 use kvpipe_sim::conformance::{Backend, HEARTBEAT, InOf, OutOf};
 use kvpipe_sim::device::HostDevice;
 
-fn config() -> NcclConfig {
+fn linked() -> NcclConfig {
     let library = Library::from_functions("the fake", kvpipe_sim::nccl::functions()).unwrap();
+    config(HostDevice::open(0).unwrap(), library)
+}
+
+fn config(device: Arc<dyn Device>, library: Arc<Library>) -> NcclConfig {
     // The suite looks into what it receives.
-    NcclConfig { hand_out: HandOut::OnHost, ..NcclConfig::new(HostDevice::open(0).unwrap(), library) }
+    NcclConfig { hand_out: HandOut::OnHost, ..NcclConfig::new(device, library) }
 }
 
 fn ring(rank: usize) -> Ring {
@@ -33,7 +38,12 @@ pub(crate) struct OverNccl {
 
 impl OverNccl {
     pub(crate) fn new() -> Self {
-        Self { config: config() }
+        Self { config: linked() }
+    }
+
+    /// Where the environment says that they are.
+    pub(crate) fn loaded() -> Self {
+        Self { config: config(CudaDevice::open(0).unwrap(), Library::load(None).unwrap()) }
     }
 }
 
@@ -72,7 +82,7 @@ impl Backend for OverVllmNccl {
         let end = async |rank| {
             let of_group = GroupConfig { wire: WireMode::Vllm, ..GroupConfig::default() };
             let group = StatelessProcessGroup::new(store.clone(), rank, 2, of_group).unwrap();
-            VllmNcclTransport::meet(Arc::new(group), config()).await.unwrap()
+            VllmNcclTransport::meet(Arc::new(group), linked()).await.unwrap()
         };
         tokio::join!(end(0), end(1))
     }

@@ -152,19 +152,18 @@ fn a_device_is_open_while_memory_of_it_is_in_use() {
 }
 
 #[test]
-fn a_threads_device_is_what_it_was_before_and_ours_if_there_was_none() {
+fn a_threads_device_is_what_it_was_before_also_if_there_was_none() {
     let folder = kvpipe_fake_cuda::library_folder().unwrap();
-    let name = "finding::a_threads_device_is_what_it_was_before_and_ours_if_there_was_none";
+    let name = "finding::a_threads_device_is_what_it_was_before_also_if_there_was_none";
     in_child(name, &folder, "devices=2", || {
         runtime().block_on(async {
             let (ours, theirs) = (CudaDevice::open(0).unwrap(), CudaDevice::open(1).unwrap());
             assert!(current().is_null());
             ours.memory().unwrap();
-            let context = current();
-            assert!(!context.is_null());
+            assert!(current().is_null(), "ours may be closed while the thread goes on");
             theirs.make_current().unwrap();
             let before = current();
-            assert_ne!(before, context);
+            assert!(!before.is_null());
             ours.memory().unwrap();
             assert_eq!(current(), before);
             assert!(ours.allocate(usize::MAX >> 1).is_err(), "and after a failure");

@@ -7,11 +7,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use kvpipe::device::{Device, DeviceBufferMut, Location, MemoryInfo, PinnedBuffer};
 use kvpipe::{Result, Tensor};
+use tokio::time::timeout;
 
-use crate::support::{eventually, is_done_at_once, runtime};
+use crate::support::{PATIENCE, eventually, is_done_at_once, runtime};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Host {
+    index: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -24,6 +26,11 @@ struct State {
 }
 
 impl Host {
+    fn open(index: usize) -> (Arc<Self>, Arc<dyn Device>) {
+        let host = Arc::new(Self { index, state: Mutex::default(), changed: Condvar::new() });
+        (Arc::clone(&host), host)
+    }
+
     fn set_stuck(&self, is_stuck: bool) {
         self.state.lock().unwrap().is_stuck = is_stuck;
         self.changed.notify_all();
@@ -42,7 +49,7 @@ impl Host {
 
 impl Device for Host {
     fn location(&self) -> Location {
-        Location::Cuda(7)
+        Location::Cuda(self.index)
     }
 
     fn name(&self) -> String {
@@ -138,8 +145,7 @@ impl Device for Host {
 #[test]
 fn a_host_stands_in_for_a_device() {
     runtime().block_on(async {
-        let host = Arc::new(Host::default());
-        let device: Arc<dyn Device> = host.clone();
+        let (host, device) = Host::open(7);
         let tensor = Tensor::from_vec([1 << 20], (0..1_u32 << 20).collect()).unwrap();
         let there = tensor.to_device(&device).await.unwrap();
         assert_eq!(there.location(), Location::Cuda(7));
@@ -153,8 +159,7 @@ fn a_host_stands_in_for_a_device() {
 #[test]
 fn a_device_that_is_stuck_holds_up_nobody_who_allocates_or_frees() {
     runtime().block_on(async {
-        let host = Arc::new(Host::default());
-        let device: Arc<dyn Device> = host.clone();
+        let (host, device) = Host::open(6);
         let memory = DeviceBufferMut::allocated(&device, 100).await.unwrap();
         let pinned = PinnedBuffer::allocated(&device, 100).await.unwrap();
         host.set_stuck(true);
@@ -173,5 +178,24 @@ fn a_device_that_is_stuck_holds_up_nobody_who_allocates_or_frees() {
         eventually(|| host.allocations() == 1).await;
         drop(late);
         eventually(|| host.allocations() == 0).await;
+    });
+}
+
+#[test]
+fn a_device_that_hangs_in_a_free_holds_up_no_other() {
+    runtime().block_on(async {
+        let ((stuck, device), (other, other_device)) = (Host::open(4), Host::open(5));
+        let memory = DeviceBufferMut::allocated(&device, 100).await.unwrap();
+        stuck.set_stuck(true);
+        drop(memory);
+        let pinned = timeout(PATIENCE, PinnedBuffer::allocated(&other_device, 100)).await.unwrap().unwrap();
+        let buffer =
+            timeout(PATIENCE, DeviceBufferMut::allocated(&other_device, 100)).await.unwrap().unwrap();
+        assert_eq!(other.allocations(), 2);
+        drop((pinned, buffer));
+        eventually(|| other.allocations() == 0).await;
+        assert_eq!(stuck.allocations(), 1);
+        stuck.set_stuck(false);
+        eventually(|| stuck.allocations() == 0).await;
     });
 }

@@ -77,8 +77,8 @@ impl Communicator {
     /// See [above](Self#impl-Communicator-1).
     pub async fn all_gather(&self, input: &Tensor, stream: &Stream) -> Result<Tensor> {
         let from = self.local(input)?;
-        let (rows, row_shape) = rows(input.shape());
-        let shape = with_rows(rows * self.world_size, row_shape)?;
+        let (rows, row_shape) = input.shape().rows();
+        let shape = Shape::of_rows(rows * self.world_size, row_shape)?;
         if self.members.is_none() {
             return tensor(input.dtype(), shape, Some(from));
         }
@@ -100,15 +100,15 @@ impl Communicator {
     /// each rank, or the input not as many rows as its own.
     pub async fn all_gatherv(&self, input: &Tensor, sizes: &[usize], stream: &Stream) -> Result<Tensor> {
         let from = self.local(input)?;
-        let (own_rows, row_shape) = rows(input.shape());
+        let (own_rows, row_shape) = input.shape().rows();
         let total = self.check_sizes(sizes)?;
         self.check_rows("its part of an all_gatherv", sizes[self.rank], own_rows)?;
-        let shape = with_rows(total, row_shape)?;
+        let shape = Shape::of_rows(total, row_shape)?;
         if self.members.is_none() {
             return tensor(input.dtype(), shape, Some(from));
         }
         let to = self.output(shape.byte_len(input.dtype())?).await?;
-        let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
+        let row_bytes = Shape::of_rows(1, row_shape)?.byte_len(input.dtype())?;
         let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Broadcast {
             from: from.address(),
             to: to.address() + offset,
@@ -129,12 +129,12 @@ impl Communicator {
     pub async fn reduce_scatter(&self, input: &Tensor, op: ReduceOp, stream: &Stream) -> Result<Tensor> {
         let from = self.local(input)?;
         let data_type = DataType::for_reduction(input.dtype())?;
-        let (all_rows, row_shape) = rows(input.shape());
+        let (all_rows, row_shape) = input.shape().rows();
         if input.shape().dims().is_empty() || all_rows % self.world_size != 0 {
             let ranks = self.world_size;
             return Err(Error::Misuse(format!("{} can't be divided among {ranks} ranks", input.shape())));
         }
-        let shape = with_rows(all_rows / self.world_size, row_shape)?;
+        let shape = Shape::of_rows(all_rows / self.world_size, row_shape)?;
         if self.is_idle(input) {
             return tensor(input.dtype(), shape, Some(from));
         }
@@ -159,15 +159,15 @@ impl Communicator {
     ) -> Result<Tensor> {
         let from = self.local(input)?;
         let data_type = DataType::for_reduction(input.dtype())?;
-        let (all_rows, row_shape) = rows(input.shape());
+        let (all_rows, row_shape) = input.shape().rows();
         let total = self.check_sizes(sizes)?;
         self.check_rows("the input of a reduce_scatterv", total, all_rows)?;
-        let shape = with_rows(sizes[self.rank], row_shape)?;
+        let shape = Shape::of_rows(sizes[self.rank], row_shape)?;
         if self.is_idle(input) {
             return tensor(input.dtype(), shape, Some(from));
         }
         let to = self.output(shape.byte_len(input.dtype())?).await?;
-        let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
+        let row_bytes = Shape::of_rows(1, row_shape)?.byte_len(input.dtype())?;
         let element_bytes = row_bytes / row_shape.iter().product::<usize>().max(1);
         let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Reduce {
             from: from.address() + offset,
@@ -338,18 +338,6 @@ impl Communicator {
         let (_, to) = self.finish(work, awaited).await?;
         Ok(to.map(DeviceBufferMut::freeze))
     }
-}
-
-/// How many rows a tensor has, and the dimensions of one. A scalar is one row.
-fn rows(shape: &Shape) -> (usize, &[usize]) {
-    match shape.dims() {
-        [] => (1, &[]),
-        [rows, row @ ..] => (*rows, row),
-    }
-}
-
-fn with_rows(rows: usize, row: &[usize]) -> Result<Shape> {
-    Shape::new(&[&[rows], row].concat())
 }
 
 /// Rank, offset and length in bytes of each part that is not empty.

@@ -24,7 +24,8 @@
 //! As on tcp: heartbeats on the control connection, which also carries each end's abort, since NCCL does
 //! not tell a rank that the other has given up. Then, and when the peer is gone, the communicator is
 //! aborted, so that nothing stays on the device. A payload that does not arrive within
-//! [`transfer_timeout`](NcclConfig::transfer_timeout) of the receiver being ready ends the edge, too.
+//! [`transfer_timeout`](NcclConfig::transfer_timeout) of the receiver being ready ends the edge, too: each
+//! end has a clock, and the sender gives the receiver a second to say so.
 //!
 //! NCCL can't go on after a failure, so nothing is resumed: a control connection that breaks is the end.
 //!
@@ -36,6 +37,7 @@
 mod incoming;
 mod intake;
 mod outgoing;
+mod payloads;
 mod vllm;
 
 use std::net::SocketAddr;

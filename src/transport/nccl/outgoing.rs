@@ -1,6 +1,5 @@
 //! The sending end of an edge: announces items, and sends the payloads for which there is room.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::time::Duration;
@@ -9,7 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Interval, timeout};
 
-use super::{Lane, NcclConfig, RECEIVER, SENDER};
+use super::payloads::Payloads;
+use super::{Lane, NcclConfig, SENDER};
 use crate::device::{DeviceBuffer, Staging};
 use crate::error::{Error, Link, Result};
 use crate::net::{Net, Stream};
@@ -79,10 +79,7 @@ struct Edge<'a> {
     items: &'a Outbox,
     config: NcclConfig,
     session: Mutex<SendSession>,
-    /// Payloads that were announced, and not sent yet.
-    announced: Mutex<VecDeque<(u64, DeviceBuffer)>>,
-    /// The receiver has a place for the payload of every item below.
-    ready: watch::Sender<u64>,
+    payloads: Payloads,
     /// Why payloads can't be sent.
     stuck: watch::Sender<Option<Error>>,
 }
@@ -103,9 +100,8 @@ impl From<std::io::Error> for Unwritten {
 
 impl<'a> Edge<'a> {
     fn new(link: Link, items: &'a Outbox, config: NcclConfig) -> Self {
-        let (session, announced) = (Mutex::new(SendSession::default()), Mutex::new(VecDeque::new()));
-        let (ready, stuck) = (watch::Sender::new(0), watch::Sender::new(None));
-        Self { link, items, config, session, announced, ready, stuck }
+        let (session, payloads) = (Mutex::new(SendSession::default()), Payloads::new());
+        Self { link, items, config, session, payloads, stuck: watch::Sender::new(None) }
     }
 
     async fn run<S: Stream>(&self, agreed: Agreed<S>) -> Result<()> {
@@ -158,33 +154,11 @@ impl<'a> Edge<'a> {
         result
     }
 
-    /// Forms the communicator, and sends payloads as the receiver gets ready for them; until that fails.
+    /// Forms the communicator, and sends payloads; until that fails.
     async fn move_payloads(&self, id: UniqueId, formed: &tokio::sync::OnceCell<Lane>) -> Error {
         let forming = showing_progress(self.items, Lane::form(SENDER, id, &self.config));
-        let lane = match formed.get_or_try_init(|| forming).await {
-            Ok(lane) => lane,
-            Err(error) => return error,
-        };
-        let sending = async {
-            let mut ready = self.ready.subscribe();
-            loop {
-                let upto = *ready.borrow_and_update();
-                while let Some(source) = self.next_payload(upto) {
-                    // It returns when NCCL has taken it; the peer acknowledges it once it is there.
-                    drop(lane.communicator.begin_send(&source, RECEIVER, &lane.stream).await?);
-                    self.items.progress();
-                }
-                // Its sender is ours.
-                let _ = ready.changed().await;
-            }
-        };
-        let sent: Result<Infallible> = tokio::select! {
-            biased;
-            failure = lane.communicator.failed() => Err(failure),
-            sent = sending => sent,
-        };
-        match sent {
-            Ok(never) => match never {},
+        match formed.get_or_try_init(|| forming).await {
+            Ok(lane) => self.payloads.send(lane, self.items, &self.link, self.config.transfer_timeout).await,
             Err(error) => error,
         }
     }
@@ -200,15 +174,6 @@ impl<'a> Edge<'a> {
             if let Some(error) = stuck.filter(|_| !self.is_complete()) {
                 return error;
             }
-        }
-    }
-
-    /// The next payload, if the receiver has a place for it.
-    fn next_payload(&self, upto: u64) -> Option<DeviceBuffer> {
-        let mut announced = self.announced.lock();
-        match announced.front() {
-            Some((sequence, _)) if *sequence < upto => announced.pop_front().map(|(_, source)| source),
-            _ => None,
         }
     }
 
@@ -288,7 +253,7 @@ impl<'a> Edge<'a> {
                         // What was announced before is not to wait for it.
                         writer.flush().await?;
                         match self.stage(&tensor, &mut staging, writer, &mut ticker).await? {
-                            Ok(source) => self.announced.lock().push_back((sequence, source)),
+                            Ok(source) => self.payloads.add(sequence, source),
                             Err(failure) => break failure,
                         }
                     }
@@ -375,14 +340,8 @@ impl<'a> Edge<'a> {
     }
 
     fn hear_ready(&self, upto: u64) -> Result<()> {
-        let before = *self.ready.borrow();
         let announced = self.session.lock().sent();
-        if !(before..=announced).contains(&upto) {
-            let violation =
-                format!("was ready for items below {upto}, of {announced} announced and {before} before");
-            return Err(self.misbehaved(Violation(violation)));
-        }
-        self.ready.send_replace(upto);
+        self.payloads.hear_ready(upto, announced).map_err(|broken| self.misbehaved(broken))?;
         self.items.progress();
         Ok(())
     }
@@ -390,6 +349,9 @@ impl<'a> Edge<'a> {
     /// True once the peer's user has taken everything.
     fn hear(&self, reply: Reply) -> Result<bool> {
         let heard = self.session.lock().receive(reply).map_err(|broken| self.misbehaved(broken))?;
+        if let Heard::Acknowledged(upto) | Heard::Finished(upto) = heard {
+            self.payloads.hear_acknowledged(upto).map_err(|broken| self.misbehaved(broken))?;
+        }
         let link = self.link.clone();
         match heard {
             Heard::Alive => Ok(false),

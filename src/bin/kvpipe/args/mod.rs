@@ -1,5 +1,6 @@
 //! What the command line takes. The doc comments of fields are the help text.
 
+mod collectives;
 mod rank;
 
 use std::net::SocketAddr;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvpipe::config::BufferDevice;
 use kvpipe::store::Limits;
 
+pub(crate) use self::collectives::{BenchRankArgs, CollectivesArgs, Operation};
 pub(crate) use self::rank::{DeviceArgs, Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
 use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
@@ -42,6 +44,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(hide = true)]
     BenchPeer(BenchPeerArgs),
+    #[command(hide = true)]
+    BenchRank(BenchRankArgs),
     Doctor(DoctorArgs),
     Store(StoreArgs),
     Send(SendArgs),
@@ -239,8 +243,12 @@ pub(crate) struct DemoRankArgs {
 /// 8 items of each kind. With --transport nccl each has a GPU, or they share one, and the limit is NCCL
 /// without a pipe.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = BENCH_EXAMPLES)]
+#[command(after_help = BENCH_EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(subcommand_value_name = "WHAT", subcommand_help_heading = "Something else than pipes")]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) other: Option<OtherBench>,
+
     /// Bytes of an item, one size after the other
     #[arg(long, value_name = "BYTES,...", value_delimiter = ',', default_value = DEFAULT_SIZES)]
     pub(crate) sizes: Vec<ByteSize>,
@@ -275,6 +283,12 @@ pub(crate) struct BenchArgs {
     pub(crate) plot: Option<PathBuf>,
 }
 
+/// What else can be measured.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum OtherBench {
+    Collectives(CollectivesArgs),
+}
+
 const DEFAULT_SIZES: &str = "64KiB,1MiB,4MiB,16MiB,64MiB";
 
 const BENCH_EXAMPLES: &str = "\
@@ -284,6 +298,7 @@ Examples:
   kvpipe bench --transport memory
   kvpipe bench --transport nccl
   kvpipe bench --plot bench.svg
+  kvpipe bench collectives --help
 
 What the numbers mean:
   SOCKET is the limit: the best of bare sockets that read an item at once, or
