@@ -1,6 +1,7 @@
 //! A rank's connections to the others: made when they are needed, and kept.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -177,6 +178,26 @@ impl<N: Net> Mesh<N> {
             while self.listening.poll_tick(cx).is_ready() {}
         }
         Ok(())
+    }
+
+    /// The same, while `work` goes on.
+    pub(super) async fn attend_during<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>>,
+        lobby: &Lobby<Arrival<N::Stream>>,
+    ) -> Result<T, Error> {
+        let mut work = pin!(work);
+        let attending = poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            while let Poll::Ready(arrival) = lobby.poll_operation(cx) {
+                self.adopt(arrival.map_err(|cause| (*cause).clone())?);
+            }
+            self.attend(cx, None)?;
+            Poll::Pending
+        });
+        attending.await
     }
 
     /// The same, while there is no operation.
