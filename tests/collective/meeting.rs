@@ -1,6 +1,7 @@
 //! Groups that meet at an address, as vLLM's do.
 
 use kvpipe::collective::{Backend, ProcessGroup, ReduceOp};
+use kvpipe::device::Location;
 use kvpipe::net::TokioNet;
 use kvpipe::{Error, Tensor};
 use tokio::net::TcpListener;
@@ -18,10 +19,9 @@ async fn free_port() -> u16 {
 #[tokio::test]
 async fn ranks_meet_at_an_address_which_is_free_again_and_leave() {
     let port = free_port().await;
-    let backend: Backend = "gloo".parse().unwrap();
     for size in [1, 2, 3] {
         let ranks = each((0..size).collect(), |rank| async move {
-            ProcessGroup::stateless_init_with(TokioNet, "127.0.0.1", port, rank, size, backend, config())
+            ProcessGroup::stateless_init_with(TokioNet, "127.0.0.1", port, rank, size, config())
                 .await
                 .unwrap()
         })
@@ -40,10 +40,11 @@ async fn ranks_meet_at_an_address_which_is_free_again_and_leave() {
 
 #[test]
 fn backends_have_the_names_that_vllm_gives_them() {
-    assert_eq!(["host", "gloo", "nccl"].map(|name| name.parse().unwrap()), [
-        Backend::Host,
-        Backend::Host,
-        Backend::Nccl
-    ]);
-    assert!(matches!("mpi".parse::<Backend>(), Err(Error::Misuse(what)) if what.contains("mpi")));
+    for name in ["host", "gloo"] {
+        assert!(matches!(Backend::named(name, Location::Cpu), Ok(Backend::Host)));
+    }
+    for (name, words) in [("nccl", "nccl moves no tensors on cpu"), ("mpi", "there is no backend \"mpi\"")] {
+        let error = Backend::named(name, Location::Cpu).unwrap_err();
+        assert!(matches!(&error, Error::Misuse(what) if what.starts_with(words)), "{error}");
+    }
 }

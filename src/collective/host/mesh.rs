@@ -207,10 +207,10 @@ impl<N: Net> Mesh<N> {
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, rank: usize) -> Result<(), Error> {
-        if matches!(self.peers[rank].out, Out::Dialing(_)) {
-            if let Poll::Ready(connected) = self.poll_out(cx, rank) {
-                connected?;
-            }
+        if matches!(self.peers[rank].out, Out::Dialing(_))
+            && let Poll::Ready(connected) = self.poll_out(cx, rank)
+        {
+            connected?;
         }
         let peer = &mut self.peers[rank];
         if let Out::Up(edge) = &mut peer.out {
