@@ -193,7 +193,8 @@ impl Scenario {
     fn collectives(self, draws: &Draws, seed: u64) -> Collectives {
         let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
         let windows = OPERATION_WITHIN.as_micros() / conditions.time_for(1).as_micros().max(1);
-        let bytes_max = conditions.window_bytes.saturating_mul(usize::try_from(windows).unwrap_or(usize::MAX));
+        let bytes_max =
+            conditions.window_bytes.saturating_mul(usize::try_from(windows).unwrap_or(usize::MAX));
         let mut collectives = Collectives::drawn(draws, bytes_max, self == Self::CollectiveMistakes);
         collectives.reforms = match self {
             Self::Collective => 0,

@@ -2,44 +2,69 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::str::FromStr;
+#[cfg(unix)]
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::device::Location;
+#[cfg(unix)]
+use crate::device::{CudaDevice, Device};
 use crate::entropy::Entropy;
 use crate::error::Error;
+#[cfg(unix)]
+use crate::nccl::Library;
 use crate::net::SocketOptions;
 use crate::tensor::BufferPool;
 use crate::transport::tcp::{Secret, TcpConfig};
 use crate::wire::text::GroupName;
 
-/// What carries a group's tensors. `host` is also called `gloo`, as in vLLM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What carries a group's tensors.
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Backend {
     /// Host tensors, over TCP.
     #[default]
     Host,
-    /// Device tensors, over NCCL.
-    Nccl,
+    /// Device tensors, over NCCL. Each rank has a device of its own.
+    #[cfg(unix)]
+    Nccl {
+        /// Where this rank's tensors are.
+        device: Arc<dyn Device>,
+        /// Of the same version at every rank. A world of one needs none.
+        library: Option<Arc<Library>>,
+    },
 }
 
-impl FromStr for Backend {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "host" | "gloo" => Ok(Self::Host),
-            "nccl" => Ok(Self::Nccl),
+impl Backend {
+    /// The backend that torch knows by that name, for tensors at `device`. `host`, or `gloo`, works on host
+    /// tensors, wherever else the caller has some; `nccl` opens the device and
+    /// [looks](crate::nccl::Library::load) for NCCL.
+    ///
+    /// # Errors
+    /// [`Error::Misuse`] for another name, and for NCCL without a GPU; [`Error::Unavailable`] for what this
+    /// machine does not have.
+    pub fn named(name: &str, device: Location) -> Result<Self, Error> {
+        match (name, device) {
+            ("host" | "gloo", _) => Ok(Self::Host),
+            #[cfg(unix)]
+            ("nccl", Location::Cuda(index)) => {
+                Ok(Self::Nccl { device: CudaDevice::open(index)?, library: Some(Library::load(None)?) })
+            }
+            ("nccl", _) => {
+                Err(Error::Misuse(format!("nccl moves no tensors on {device}: give it a GPU, or take host")))
+            }
             _ => Err(Error::Misuse(format!("there is no backend {name:?}, only host (or gloo) and nccl"))),
         }
     }
 }
 
+/// Its name.
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Host => "host",
-            Self::Nccl => "nccl",
+            #[cfg(unix)]
+            Self::Nccl { .. } => "nccl",
         })
     }
 }
@@ -49,6 +74,8 @@ impl fmt::Display for Backend {
 pub struct ProcessGroupConfig {
     /// Keeps groups in one store apart. A group of the same name may be formed again by the same ranks.
     pub name: GroupName,
+    /// What carries the tensors. Those of other ranks must be the same.
+    pub backend: Backend,
     /// The limit of each operation, and of forming the group; 300 s, vLLM's. After that the group is broken.
     pub timeout: Duration,
     /// The silence after which a rank counts as dead; see
@@ -66,7 +93,7 @@ pub struct ProcessGroupConfig {
     pub socket: SocketOptions,
     /// Where session ids, nonces and back-off jitter come from.
     pub entropy: Entropy,
-    /// Where results are put for which the caller gives no memory, and what is in between.
+    /// Where results on the host are put for which the caller gives no memory, and what is in between.
     pub pool: BufferPool,
 }
 
@@ -74,6 +101,7 @@ impl Default for ProcessGroupConfig {
     fn default() -> Self {
         Self {
             name: GroupName::default(),
+            backend: Backend::Host,
             timeout: Duration::from_secs(300),
             heartbeat: Duration::from_secs(5),
             address: None,
@@ -104,4 +132,4 @@ impl ProcessGroupConfig {
 }
 
 /// Enough for a few results that the caller hands back while others are made.
-const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
+pub(super) const POOL_IDLE_BYTES_MAX: usize = 256 << 20;

@@ -2,11 +2,15 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+#[cfg(unix)]
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Backend, ProcessGroupConfig};
 use super::host::{Host, Members};
 use super::memory::{Input, Memory};
+#[cfg(unix)]
+use super::nccl::Nccl;
 use super::plan::Planner;
 use super::request::Request;
 use crate::error::{Error, Result};
@@ -15,6 +19,8 @@ use crate::net::{Net, TokioNet};
 use crate::store::Store;
 use crate::tensor::{DType, Shape, TensorMut};
 use crate::transport::Ring;
+#[cfg(unix)]
+use crate::transport::timing::after;
 use crate::wire::collective::Call;
 
 /// A rank among others that compute together. See the [module](super) for the rules.
@@ -26,6 +32,8 @@ pub struct ProcessGroup<N: Net = TokioNet> {
     pub(super) config: ProcessGroupConfig,
     pub(super) planner: Planner,
     pub(super) host: Host<N>,
+    #[cfg(unix)]
+    nccl: Option<Nccl>,
 }
 
 impl ProcessGroup {
@@ -44,8 +52,8 @@ impl ProcessGroup {
         world_size: usize,
         backend: Backend,
     ) -> Result<Self> {
-        let config = ProcessGroupConfig::default();
-        Self::stateless_init_with(TokioNet, host, port, rank, world_size, backend, config).await
+        let config = ProcessGroupConfig { backend, ..ProcessGroupConfig::default() };
+        Self::stateless_init_with(TokioNet, host, port, rank, world_size, config).await
     }
 }
 
@@ -54,9 +62,8 @@ impl<N: Net> ProcessGroup<N> {
     /// there; the store is not needed any more then, and its port is free again.
     ///
     /// # Errors
-    /// [`Error::Misuse`] if there is no such rank, or if others can't connect to `host:port`;
-    /// [`Error::Timeout`], which says who is missing; [`Error::PeerIncompatible`] for a rank that is set up
-    /// differently; [`Error::Io`] if an address can't be bound.
+    /// [`Error::Misuse`] if there is no such rank, or if others can't connect to `host:port`; otherwise as
+    /// [`from_store`](Self::from_store).
     ///
     /// # Cancel safety
     /// Dropped early there is no group; the other ranks wait until their deadline.
@@ -66,10 +73,8 @@ impl<N: Net> ProcessGroup<N> {
         port: u16,
         rank: usize,
         world_size: usize,
-        backend: Backend,
         mut config: ProcessGroupConfig,
     ) -> Result<Self> {
-        check(backend)?;
         let meeting = GroupConfig {
             timeout: config.timeout,
             entropy: config.entropy.clone(),
@@ -94,8 +99,9 @@ impl<N: Net> ProcessGroup<N> {
     ///
     /// # Errors
     /// [`Error::Misuse`] if there is no such rank; [`Error::Timeout`], which says who is missing;
-    /// [`Error::PeerIncompatible`] for a rank that knows another world size; [`Error::Io`] if the address
-    /// can't be bound; and as the store.
+    /// [`Error::PeerIncompatible`] for a rank that is set up differently; [`Error::Io`] if the address can't
+    /// be bound; [`Error::Unavailable`] without the library that NCCL needs; [`Error::Nccl`]; and as the
+    /// store.
     ///
     /// # Cancel safety
     /// Dropped early there is no group; the other ranks wait until their deadline.
@@ -109,9 +115,26 @@ impl<N: Net> ProcessGroup<N> {
         Ring::new(rank, world_size)?;
         let members = Members { rank, size: world_size };
         let address = config.address.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
+        #[cfg(unix)]
+        let deadline = after(config.timeout);
         let host = Host::form(net, store, members, address, config.tcp()).await?;
         let planner = Planner::new(rank, world_size, Default::default());
-        Ok(Self { members, config, planner, host })
+        #[cfg(unix)]
+        let nccl = match &config.backend {
+            Backend::Host => None,
+            Backend::Nccl { device, library } => {
+                let own = (Arc::clone(device), library.clone());
+                Some(Nccl::form(&host, members, &planner, own, config.timeout, deadline).await?)
+            }
+        };
+        Ok(Self {
+            members,
+            config,
+            planner,
+            host,
+            #[cfg(unix)]
+            nccl,
+        })
     }
 
     /// This rank.
@@ -134,8 +157,8 @@ impl<N: Net> ProcessGroup<N> {
 
     /// What carries its tensors.
     #[must_use]
-    pub fn backend(&self) -> Backend {
-        Backend::Host
+    pub fn backend(&self) -> &Backend {
+        &self.config.backend
     }
 
     /// Why it is broken, if it is.
@@ -147,7 +170,7 @@ impl<N: Net> ProcessGroup<N> {
     /// Leaves the group, and tells the others: vLLM's
     /// `stateless_destroy_torch_distributed_process_group`. A rank that still wants something of us then
     /// gets [`Error::PeerGone`], so it is for all ranks to call once they are done. Waits for the others
-    /// for two seconds at most.
+    /// for two seconds at most; on NCCL, before that, for what it still does for them, for as long.
     ///
     /// # Errors
     /// The failure of the group, if it had failed: [`Error::GroupBroken`].
@@ -156,6 +179,10 @@ impl<N: Net> ProcessGroup<N> {
     /// Dropped early the group is left all the same.
     pub async fn destroy(self) -> Result<()> {
         let failure = self.host.failure();
+        #[cfg(unix)]
+        if let Some(nccl) = self.nccl {
+            nccl.leave(failure.as_deref()).await;
+        }
         self.host.leave().await;
         failure.map_or(Ok(()), |cause| Err(Error::GroupBroken { cause }))
     }
@@ -168,12 +195,20 @@ impl<N: Net> ProcessGroup<N> {
         dtype: DType,
         shape: impl TryInto<Shape, Error: Into<Error>>,
     ) -> Result<TensorMut> {
+        #[cfg(unix)]
+        if let Some(nccl) = &self.nccl {
+            return nccl.output(dtype, shape.try_into().map_err(Into::into)?, self.config.timeout).await;
+        }
         TensorMut::in_pool(&self.config.pool, dtype, shape)
     }
 
     /// Carries out a call, and gives its output back.
     pub(super) async fn carry_out(&self, request: Request<'_>) -> Result<Option<TensorMut>> {
         let checked = request.check(self.members)?;
+        #[cfg(unix)]
+        if let Some(nccl) = &self.nccl {
+            return nccl.carry_out(&self.host, &self.planner, request, &checked, self.config.timeout).await;
+        }
         let Request { operation, input, mut output } = request;
         let program = checked.program(&operation, &self.planner, self.members)?;
         let input = match input {
@@ -192,19 +227,13 @@ impl<N: Net> ProcessGroup<N> {
     }
 }
 
-fn check(backend: Backend) -> Result<()> {
-    match backend {
-        Backend::Host => Ok(()),
-        Backend::Nccl => Err(Error::Misuse("nccl".into())),
-    }
-}
-
 impl<N: Net> fmt::Debug for ProcessGroup<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { members: Members { rank, size }, config, .. } = self;
         f.debug_struct("ProcessGroup")
             .field("rank", rank)
             .field("size", size)
+            .field("backend", &config.backend.to_string())
             .field("name", &config.name.as_str())
             .field("failure", &self.failure())
             .finish_non_exhaustive()

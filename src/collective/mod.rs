@@ -75,6 +75,8 @@ mod memory;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod modelling;
+#[cfg(all(unix, not(loom)))]
+mod nccl;
 #[cfg(not(loom))]
 mod number;
 #[cfg(not(loom))]

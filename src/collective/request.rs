@@ -43,7 +43,7 @@ pub(super) struct Checked {
     elements: usize,
     bytes: usize,
     /// The length of each rank's part.
-    parts: Vec<usize>,
+    pub(super) parts: Vec<usize>,
     in_place: bool,
 }
 
@@ -66,7 +66,7 @@ impl Operation {
         }
     }
 
-    fn reduces_by(&self) -> Option<ReduceOp> {
+    pub(super) fn reduces_by(&self) -> Option<ReduceOp> {
         match self {
             Self::AllReduce { op } | Self::Reduce { op, .. } | Self::ReduceScatter { op, .. } => Some(*op),
             _ => None,

@@ -26,7 +26,7 @@ pub struct TensorMut {
 
 /// Where a [`TensorMut`]'s bytes are.
 #[derive(Debug)]
-pub(crate) enum PayloadMut {
+enum PayloadMut {
     /// In host memory.
     Host(BufferMut),
     /// On a device.
@@ -197,8 +197,13 @@ impl TensorMut {
         Tensor { dtype: self.dtype, shape: self.shape, payload }
     }
 
-    pub(crate) fn into_payload(self) -> PayloadMut {
-        self.payload
+    /// Its memory, if it is on a device.
+    #[cfg(all(unix, not(loom)))]
+    pub(crate) fn into_device_buffer(self) -> Option<DeviceBufferMut> {
+        match self.payload {
+            PayloadMut::Host(_) => None,
+            PayloadMut::Device(buffer) => Some(buffer),
+        }
     }
 
     fn check_element<T: Element>(&self) -> Result<()> {

@@ -4,6 +4,7 @@ mod agreement;
 mod barrier;
 mod death;
 mod failures;
+mod meeting;
 mod mortal;
 mod operations;
 mod ranks;

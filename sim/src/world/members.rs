@@ -118,7 +118,9 @@ impl Member {
             Err(error) => self.judge(what, error),
         }
         let says_so = matches!(result, Err(Error::GroupBroken { .. }));
-        rank.expect(!was_broken || says_so, || format!("{what} of a group that is broken gave no such error"));
+        rank.expect(!was_broken || says_so, || {
+            format!("{what} of a group that is broken gave no such error")
+        });
         result
     }
 
@@ -129,7 +131,9 @@ impl Member {
         let is_refused = matches!(result, Err(Error::Misuse(_)));
         self.rank.expect(is_refused, || format!("{what} with a root that does not exist was not refused"));
         let after = self.group.failure().is_some();
-        self.rank.expect(before || !after || self.may_fail(), || format!("{what} was refused, and broke the group"));
+        self.rank.expect(before || !after || self.may_fail(), || {
+            format!("{what} was refused, and broke the group")
+        });
     }
 
     /// From now on the other members may be told of what this one does.
@@ -201,7 +205,9 @@ fn judge(rank: &Rank, name: &str, run: Option<usize>, what: &'static str, error:
     let now = rank.now();
     let mut state = rank.shared().lock();
     if !state.explains_of_group(name, run, error, now) {
-        state.oracle.finds(format_args!("{name} at rank {}", rank.number()), Violation::no_cause(what, error));
+        state
+            .oracle
+            .finds(format_args!("{name} at rank {}", rank.number()), Violation::no_cause(what, error));
     }
 }
 

@@ -1,6 +1,7 @@
 //! A rank's connections to the others: made when they are needed, and kept.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -179,6 +180,26 @@ impl<N: Net> Mesh<N> {
         Ok(())
     }
 
+    /// The same, while `work` goes on.
+    pub(super) async fn attend_during<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>>,
+        lobby: &Lobby<Arrival<N::Stream>>,
+    ) -> Result<T, Error> {
+        let mut work = pin!(work);
+        let attending = poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            while let Poll::Ready(arrival) = lobby.poll_operation(cx) {
+                self.adopt(arrival.map_err(|cause| (*cause).clone())?);
+            }
+            self.attend(cx, None)?;
+            Poll::Pending
+        });
+        attending.await
+    }
+
     /// The same, while there is no operation.
     pub(super) fn attend_idle(&mut self, lobby: &Lobby<Arrival<N::Stream>>) -> Result<(), Error> {
         self.adopt_all(lobby);
@@ -186,10 +207,10 @@ impl<N: Net> Mesh<N> {
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, rank: usize) -> Result<(), Error> {
-        if matches!(self.peers[rank].out, Out::Dialing(_)) {
-            if let Poll::Ready(connected) = self.poll_out(cx, rank) {
-                connected?;
-            }
+        if matches!(self.peers[rank].out, Out::Dialing(_))
+            && let Poll::Ready(connected) = self.poll_out(cx, rank)
+        {
+            connected?;
         }
         let peer = &mut self.peers[rank];
         if let Out::Up(edge) = &mut peer.out {

@@ -132,6 +132,20 @@ impl<N: Net> Host<N> {
         memory: Memory<'_>,
         limit: Duration,
     ) -> Result<()> {
+        self.run_then(parties, call, program, memory, limit, async { Ok(()) }).await
+    }
+
+    /// The same, and then, in the same turn and time, what does not go over TCP. It ends early, and the
+    /// group fails, if a rank does; its own failure is the group's.
+    pub(super) async fn run_then<T>(
+        &self,
+        parties: Parties,
+        call: &Call,
+        program: &Program,
+        memory: Memory<'_>,
+        limit: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         if let Some(cause) = self.lobby.failure() {
             return Err(Error::GroupBroken { cause });
         }
@@ -145,7 +159,11 @@ impl<N: Net> Host<N> {
         }
         let mut unfinished = Unfinished { lobby: &self.lobby, call, is_over: false };
         let mut operation = Operation::new(&mesh, parties, call, program, memory);
-        let ended = timeout_at(deadline, operation.run(&mut mesh, &self.lobby)).await;
+        let running = async {
+            operation.run(&mut mesh, &self.lobby).await?;
+            mesh.attend_during(work, &self.lobby).await
+        };
+        let ended = timeout_at(deadline, running).await;
         let ended = ended.unwrap_or_else(|_| Err(Error::timeout(operation.awaited(), limit)));
         unfinished.is_over = true;
         ended.inspect_err(|error| self.lobby.fail(error.clone()))
@@ -154,11 +172,6 @@ impl<N: Net> Host<N> {
     /// Why it has failed, if it has.
     pub(super) fn failure(&self) -> Option<Arc<Error>> {
         self.lobby.failure()
-    }
-
-    /// Ends it, for a reason that is found out elsewhere.
-    pub(super) fn fail(&self, cause: Error) {
-        self.lobby.fail(cause);
     }
 
     /// Leaves the group, and waits until the others know, but not for long.

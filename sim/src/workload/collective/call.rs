@@ -133,7 +133,16 @@ impl Call {
     /// A barrier of so many.
     pub(super) fn barrier(size: usize) -> Self {
         let (dtype, op) = (DType::UInt8, ReduceOp::default());
-        Self { kind: Kind::Barrier, dtype, rows: vec![0; size], row: Vec::new(), op, from: 0, root: 0, seed: 0 }
+        Self {
+            kind: Kind::Barrier,
+            dtype,
+            rows: vec![0; size],
+            row: Vec::new(),
+            op,
+            from: 0,
+            root: 0,
+            seed: 0,
+        }
     }
 
     /// Another call that a rank may make by mistake: it differs in one thing, or in all.
@@ -220,7 +229,9 @@ impl Call {
                 self.reduce(group, form).await
             }
             Kind::Broadcast | Kind::Scatter | Kind::Gather => self.rooted(group, form).await,
-            Kind::AllGather | Kind::AllGatherv | Kind::AllToAll | Kind::Send => self.exchange(group, form).await,
+            Kind::AllGather | Kind::AllGatherv | Kind::AllToAll | Kind::Send => {
+                self.exchange(group, form).await
+            }
         }
     }
 
@@ -239,7 +250,9 @@ impl Call {
             // Elsewhere it comes back as it was.
             let unchanged = *kind == Kind::Reduce && own != root;
             if unchanged && Some(&reduced.bytes()?[..]) != reference::input(self, own).as_deref() {
-                return Err(Error::Bug(format!("a reduction to rank {root} changed the tensor of rank {own}")));
+                return Err(Error::Bug(format!(
+                    "a reduction to rank {root} changed the tensor of rank {own}"
+                )));
             }
             return Ok((!unchanged).then_some(reduced));
         }
@@ -247,7 +260,9 @@ impl Call {
         let into = matches!(form, Form::Into);
         Ok(Some(match (kind, into) {
             (Kind::AllReduce, false) => group.all_reduce(&input, op).await?,
-            (Kind::AllReduce, true) => group.all_reduce_into(&input, self.memory(all, &[])?, op).await?.freeze(),
+            (Kind::AllReduce, true) => {
+                group.all_reduce_into(&input, self.memory(all, &[])?, op).await?.freeze()
+            }
             (Kind::Reduce, false) => return group.reduce(&input, op, root).await,
             (Kind::Reduce, true) => {
                 let output = if own == root { Some(self.memory(all, &[])?) } else { None };
@@ -331,9 +346,7 @@ impl Call {
                 group.all_gather_into(&self.input(own)?, self.memory(all, &[])?).await?.freeze()
             }
             (_, Form::Plain) => group.all_gatherv(&self.input(own)?, rows).await?,
-            (_, _) => {
-                group.all_gatherv_into(&self.input(own)?, rows, self.memory(all, &[])?).await?.freeze()
-            }
+            (_, _) => group.all_gatherv_into(&self.input(own)?, rows, self.memory(all, &[])?).await?.freeze(),
         }))
     }
 

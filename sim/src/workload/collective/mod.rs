@@ -171,14 +171,24 @@ impl Group {
             _ => Wrong::Leave { says_so: draws.one_in(2) },
         };
         let mistake = Mistake { member: draws.bytes(0..=size - 1), at: draws.bytes(0..=CALLS_MAX), what };
-        Self { name: format!("g{number}"), members, calls, mistake, draws: draws.fork(&format!("another call of {number}")) }
+        Self {
+            name: format!("g{number}"),
+            members,
+            calls,
+            mistake,
+            draws: draws.fork(&format!("another call of {number}")),
+        }
     }
 }
 
 impl fmt::Display for Collectives {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ranks, items, timeout, heartbeat, checksum, secret, reforms, mistakes, groups } = self;
-        writeln!(f, "  {ranks} ranks, {items} operations and a barrier in each group, formed {} times", reforms + 1)?;
+        writeln!(
+            f,
+            "  {ranks} ranks, {items} operations and a barrier in each group, formed {} times",
+            reforms + 1
+        )?;
         for Group { name, members, mistake: Mistake { member, what, .. }, .. } in groups.iter() {
             write!(f, "  {name} of ranks {members:?}")?;
             match mistakes {

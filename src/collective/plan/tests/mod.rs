@@ -1,5 +1,6 @@
 //! Every operation on every rank, in any order of events, against the plainest reference.
 
+mod cost;
 mod world;
 
 use proptest::prelude::*;
@@ -181,24 +182,18 @@ proptest! {
         case in cases(),
         (dtype, op) in reductions(),
         counts in prop::collection::vec(0..20_usize, 8),
-        even in any::<bool>(),
     ) {
         let reduction = Reduction::new(dtype, op, case.size).unwrap();
-        let total: usize = counts[..case.size].iter().sum();
-        // The first ones are larger.
-        let share = |rank: usize| (total + case.size - 1 - rank) / case.size;
-        let counts: Vec<_> = (0..case.size).map(|rank| if even { share(rank) } else { counts[rank] }).collect();
+        let counts = &counts[..case.size];
+        let total: usize = counts.iter().sum();
         let inputs = case.inputs(dtype, op, Data::Exact, |_| total);
         let block = |rank: usize| {
             let at: usize = counts[..rank].iter().sum();
             at * dtype.item_bytes()..(at + counts[rank]) * dtype.item_bytes()
         };
         let outputs = case.run(|rank| {
-            let (planner, in_place) = (case.planner(rank), case.in_place(rank));
-            let program = match even {
-                true => planner.reduce_scatter(total, &reduction, in_place),
-                false => planner.reduce_scatterv(&counts, &reduction, in_place),
-            };
+            let in_place = case.in_place(rank);
+            let program = case.planner(rank).reduce_scatterv(counts, &reduction, in_place);
             match in_place {
                 true => Part::within(program, &inputs[rank], 0, inputs[rank].len()),
                 false => Part::apart(program, inputs[rank].clone(), block(rank).len()),
@@ -226,16 +221,13 @@ proptest! {
 
     #[test]
     fn an_all_gather_gives_every_rank_all_blocks(
-        case in cases(), bytes in prop::collection::vec(0..40_usize, 8), equal in any::<bool>(),
+        case in cases(), bytes in prop::collection::vec(0..40_usize, 8),
     ) {
-        let bytes: Vec<_> = (0..case.size).map(|rank| bytes[if equal { 0 } else { rank }]).collect();
+        let bytes = &bytes[..case.size];
         let inputs = case.bytes(|rank| bytes[rank]);
         let outputs = case.run(|rank| {
-            let (planner, in_place) = (case.planner(rank), case.in_place(rank));
-            let program = match equal {
-                true => planner.all_gather(bytes[0], in_place),
-                false => planner.all_gatherv(&bytes, in_place),
-            };
+            let in_place = case.in_place(rank);
+            let program = case.planner(rank).all_gatherv(bytes, in_place);
             let (at, total) = (bytes[..rank].iter().sum(), bytes.iter().sum());
             match in_place {
                 true => Part::within(program, &inputs[rank], at, total),
@@ -289,9 +281,11 @@ proptest! {
         let (sender, receiver) = if swapped { (1, 0) } else { (0, 1) };
         let tuning = Tuning::default();
         let input = elements(DType::UInt8, ReduceOp::Sum, Data::Bits, bytes, &mut Random(!seed));
+        let answering = Planner::new(receiver, 2, tuning).recv(sender, bytes);
+        prop_assert_eq!(answering.sends[0].after, answering.steps.len(), "once all is there");
         let mut parts = vec![
             Part::apart(Planner::new(sender, 2, tuning).send(receiver, bytes), input.clone(), 0),
-            Part::apart(Planner::new(receiver, 2, tuning).recv(sender, bytes), Vec::new(), bytes),
+            Part::apart(answering, Vec::new(), bytes),
         ];
         if swapped {
             parts.swap(0, 1);
@@ -336,6 +330,56 @@ fn the_rounds_of_small_operations_are_as_few_as_there_can_be() {
             if size.is_power_of_two() {
                 assert_eq!(sends(planner.all_reduce(100, &reduction, false)), rounds);
             }
+        }
+    }
+}
+
+/// The β of the tables, to the byte: nothing waits that could move.
+#[test]
+fn large_operations_take_as_long_as_their_tables_say() {
+    const CHUNK: usize = 64;
+    const CHUNKS: usize = 20;
+    let tuning = |pairwise_ranks_max| Tuning {
+        chunk_bytes: CHUNK,
+        gathered_small_bytes_max: 0,
+        reduced_small_bytes_max: 0,
+        rooted_small_bytes_max: 0,
+        pairwise_ranks_max,
+    };
+    for size in 2..9 {
+        let block = CHUNKS * CHUNK;
+        let (whole, root) = (size * block, size - 1);
+        let reduction = |dtype| Reduction::new(dtype, ReduceOp::Sum, size).unwrap();
+        let (float, half) = (reduction(DType::Float32), reduction(DType::BFloat16));
+        let taken = |pairwise_ranks_max, program: &dyn Fn(Planner) -> Program| {
+            let planner = |rank| Planner::new(rank, size, tuning(pairwise_ranks_max));
+            let programs: Vec<_> = (0..size).map(|rank| program(planner(rank))).collect();
+            cost::duration(&programs)
+        };
+        let others = (size - 1) * block;
+        let chain = whole + (size - 2) * CHUNK;
+        for (name, expected, taken) in [
+            ("all-gather", others, taken(0, &|rank| rank.all_gatherv(&vec![block; size], true))),
+            (
+                "reduce-scatter, ring",
+                others,
+                taken(0, &|rank| rank.reduce_scatterv(&vec![block / 4; size], &float, true)),
+            ),
+            (
+                "reduce-scatter, pairwise",
+                others,
+                taken(8, &|rank| rank.reduce_scatterv(&vec![block / 4; size], &float, true)),
+            ),
+            ("all-reduce, ring", 2 * others, taken(0, &|rank| rank.all_reduce(whole / 4, &float, true))),
+            ("all-reduce, pairwise", 2 * others, taken(8, &|rank| rank.all_reduce(whole / 4, &float, true))),
+            ("all-to-all", others, taken(0, &|rank| rank.all_to_all(block))),
+            ("gather", others, taken(0, &|rank| rank.gather(block, root))),
+            ("scatter", others, taken(0, &|rank| rank.scatter(block, root))),
+            ("broadcast", chain, taken(0, &|rank| rank.broadcast(whole, root, true))),
+            ("reduce", chain, taken(0, &|rank| rank.reduce(whole / 4, &float, root, true))),
+            ("reduce, halves", 2 * others, taken(0, &|rank| rank.reduce(whole / 2, &half, root, true))),
+        ] {
+            assert_eq!(taken, expected, "{name} of {size} ranks");
         }
     }
 }
