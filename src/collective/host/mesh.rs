@@ -272,7 +272,8 @@ impl<S: Stream> Peer<S> {
         if let Out::Up(edge) = &mut self.out {
             edge.speak(cx)?;
         }
-        [&mut self.incoming, &mut self.further].into_iter().flatten().try_for_each(|edge| edge.speak(cx))
+        [&mut self.incoming, &mut self.further].into_iter().flatten().for_each(|edge| edge.speak(cx));
+        Ok(())
     }
 }
 
