@@ -12,7 +12,7 @@ use crate::transport::tcp::connection::{FrameReader, FrameWriter, WireFrame};
 use crate::transport::tcp::handshake::Agreed;
 use crate::transport::timing::silent_for;
 use crate::wire::DecodeError;
-use crate::wire::collective::{Fault, GroupFrame, GroupReply, Verdict};
+use crate::wire::collective::{Call, Fault, GroupFrame, GroupReply, Verdict};
 
 impl WireFrame for GroupFrame {
     fn encode_into(&self, out: &mut Vec<u8>) {
@@ -157,6 +157,14 @@ impl<S: Stream> InEdge<S> {
         match &self.next {
             Some(frame) => Poll::Ready(Ok(frame)),
             None => Poll::Pending,
+        }
+    }
+
+    /// The operation that the peer has begun, if its beginning is what is read next.
+    pub(super) fn begun(&self) -> Option<(&Link, u64, &Call)> {
+        match &self.next {
+            Some(GroupFrame::Begin { operation, call }) => Some((&self.link, *operation, call)),
+            _ => None,
         }
     }
 
