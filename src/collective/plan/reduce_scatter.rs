@@ -7,8 +7,8 @@
 //!
 //! Both move as few bytes as there can be. Pairwise, every rank sends each other its raw block, and
 //! combines its own as all of them arrive: no partial result is stored or sent, so that 16-bit floats
-//! travel as such and are rounded once. It is the faster one, until a rank has too many peers to keep
-//! every connection busy; then partial results go around a ring. 16-bit floats never do.
+//! travel as such and are rounded once. With many ranks each has many connections, and a chunk from each
+//! of them in memory; then partial results go around a ring instead. Those of 16-bit floats never do.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use super::{Planner, input, output};
 use crate::collective::program::{Form, Program, Span};
 use crate::collective::reduction::Reduction;
 
-/// Some bytes of a payload, and what is to be in them.
+/// Where the result goes that some bytes of a payload have.
 type Target<'a> = &'a mut dyn FnMut(&mut Program, &Range<usize>) -> Span;
 
 impl Planner {
