@@ -484,4 +484,41 @@ mod tests {
         assert_eq!(blame, Blame { severed: true, left: true, ..Blame::default() });
         assert_eq!(foreseen(&[], [true, false]), Blame { restarted: true, ..Blame::default() });
     }
+
+    #[test]
+    fn a_group_fails_of_what_befalls_its_members_and_until_it_has_formed_their_way_to_the_store() {
+        let tolerance = Tolerance { resumes: false, ..TCP };
+        let severed = |causes: &Causes, has_formed| {
+            [[0, 1, 2], [0, 2, 3]].map(|members| causes.of_group(&members, has_formed, SECOND * 9).severed)
+        };
+        let mut held = causes(tolerance);
+        held.begins(SECOND, &hold(LINK));
+        assert_eq!(severed(&held, true), [true, false]);
+        assert!(!held.of_group(&[0, 1, 2], true, SECOND + BEARABLE).severed);
+        let mut cut = causes(tolerance);
+        cut.cuts([Place::Rank(3), Place::Rank(2)]);
+        assert_eq!(severed(&cut, true), [false, true]);
+        let mut cut = causes(tolerance);
+        cut.cuts([Place::Rank(1), Place::Store]);
+        assert_eq!(severed(&cut, true), [false, false]);
+        assert_eq!(severed(&cut, false), [true, false]);
+        let mut late = causes(tolerance);
+        late.jumps(Place::Rank(1));
+        assert_eq!([[0, 1], [2, 3]].map(|members| late.of_group(&members, true, SECOND).late), [true, false]);
+    }
+
+    #[test]
+    fn short_silences_of_different_links_do_not_add_up_in_a_group_and_slow_ways_of_one_do() {
+        let mut causes = causes(Tolerance { resumes: false, ..TCP });
+        for link in [[0, 1], [1, 2], [2, 0]] {
+            causes.begins(Duration::ZERO, &Fault::Hold(link.map(Place::Rank), BEARABLE));
+        }
+        assert!(!causes.of_group(&[0, 1, 2], true, SECOND).severed);
+        let latency = [Duration::ZERO, BEARABLE / HANDSHAKE_WAYS];
+        let slow = [Place::Rank(3), Place::Rank(0)];
+        causes.begins(Duration::ZERO, &Fault::Slow(slow, latency, SECOND));
+        assert!(!causes.of_group(&[0, 3], true, SECOND).severed);
+        causes.begins(Duration::ZERO, &Fault::Slow(slow, latency, SECOND));
+        assert!(causes.of_group(&[0, 3], true, SECOND).severed);
+    }
 }

@@ -63,12 +63,7 @@ impl Group {
             // Why not, is judged there.
             let Ok(member) = joined else { continue };
             let mistake_at = if plan.mistakes && run == 0 { self.mistake_at(&calls) } else { None };
-            let draws = rank.draws().fork(&format!(
-                "{} of rank {}, start {}, run {run}",
-                self.name,
-                rank.number(),
-                rank.start()
-            ));
+            let draws = rank.draws().fork(&format!("{} of rank {}, start {}, run {run}", self.name, rank.number(), rank.start()));
             if !self.compute(rank, member, &calls, mistake_at, draws).await {
                 break;
             }
@@ -128,11 +123,11 @@ impl Group {
                 steps.push((at, Step::Call(call.clone())));
                 continue;
             }
-            let next =
-                calls[at + 1..].iter().find(|next| next.is_everybodys() && next.words() != call.words());
+            let next = calls[at + 1..].iter().find(|next| next.is_everybodys() && next.words() != call.words());
+            let number = calls[..at].iter().filter(|before| before.is_everybodys()).count();
             let instead = |other: &Call| {
-                let deed = Deed::Mismatch([call.words(), other.words()].concat());
-                Step::Instead(deed, other.clone())
+                let words = [call.words(), other.words(), vec![format!("as operation {number}")]];
+                Step::Instead(Deed::Mismatch(words.concat()), other.clone())
             };
             match (&self.mistake.what, next) {
                 (Wrong::Absence, _) => steps.extend([(at, Step::Wait), (at, Step::Call(call.clone()))]),
@@ -213,8 +208,7 @@ impl Run<'_> {
             }
             Step::Instead(deed, call) => {
                 self.does(deed.clone(), "mistake: another call");
-                let result =
-                    self.member.call(call.kind.name(), call.make(self.member.group(), &self.draws)).await;
+                let result = self.member.call(call.kind.name(), call.make(self.member.group(), &self.draws)).await;
                 result.map(drop)
             }
             Step::Wait => {

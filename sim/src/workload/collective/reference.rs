@@ -163,3 +163,54 @@ floats! {
     f32, f32, std::convert::identity, std::convert::identity;
     f64, f64, std::convert::identity, std::convert::identity;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reduced<T: Number<N>, const N: usize>(dtype: DType, op: ReduceOp, elements: &[T]) -> Vec<u8> {
+        let inputs: Vec<_> = elements.iter().map(|element| element.store().to_vec()).collect();
+        with_numbers(dtype, Task::Reduce { inputs: &inputs, op })
+    }
+
+    #[test]
+    fn integers_wrap_and_their_mean_is_cut_towards_zero() {
+        assert_eq!(reduced(DType::UInt8, ReduceOp::Sum, &[200_u8, 100]), [44]);
+        assert_eq!(reduced(DType::Int8, ReduceOp::Prod, &[100_i8, 2]), (-56_i8).to_le_bytes());
+        assert_eq!(reduced(DType::Int16, ReduceOp::Avg, &[-5_i16, -2]), (-3_i16).to_le_bytes());
+        assert_eq!(reduced(DType::Int64, ReduceOp::Min, &[3_i64, -7]), (-7_i64).to_le_bytes());
+        assert_eq!(reduced(DType::UInt32, ReduceOp::Max, &[3_u32, 7]), 7_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn floats_are_rounded_once() {
+        let third = [1.0, -3.0, 12.0].map(f16::from_f32);
+        assert_eq!(reduced(DType::Float16, ReduceOp::Avg, &third), f16::from_f32(10.0 / 3.0).to_le_bytes());
+        assert_eq!(reduced(DType::Float64, ReduceOp::Avg, &[1.0, -3.0, 12.0]), (10.0 / 3.0_f64).to_le_bytes());
+        assert_eq!(reduced(DType::Float32, ReduceOp::Prod, &[2.0_f32, -2.0]), (-4.0_f32).to_le_bytes());
+    }
+
+    #[test]
+    fn who_gives_and_gets_what() {
+        // Three members with one, none and two rows of a byte.
+        let call = |kind| Call { kind, rows: vec![1, 0, 2], root: 2, from: 1, ..Call::barrier(3) };
+        let lengths = |kind| {
+            let call = call(kind);
+            [input, output].map(|of| [0, 1, 2].map(|member| of(&call, member).map(|bytes| bytes.len())))
+        };
+        let (all, parts) = ([Some(3); 3], [Some(1), Some(0), Some(2)]);
+        assert_eq!(lengths(Kind::Barrier), [[None; 3]; 2]);
+        assert_eq!(lengths(Kind::AllReduce), [all, all]);
+        assert_eq!(lengths(Kind::Reduce), [all, [None, None, Some(3)]]);
+        assert_eq!(lengths(Kind::Broadcast), [[None, None, Some(3)], all]);
+        assert_eq!(lengths(Kind::AllGatherv), [parts, all]);
+        assert_eq!(lengths(Kind::ReduceScatterv), [all, parts]);
+        assert_eq!(lengths(Kind::Send), [[None, Some(3), None], [None, None, Some(3)]]);
+        let gathered = output(&call(Kind::AllGatherv), 1).unwrap();
+        let inputs = [0, 1, 2].map(|member| input(&call(Kind::AllGatherv), member).unwrap());
+        assert_eq!(gathered, inputs.concat());
+        let call = Call { kind: Kind::AllToAll, rows: vec![2, 2, 2], dtype: DType::Bool, ..call(Kind::AllToAll) };
+        let inputs = [0, 1, 2].map(|member| input(&call, member).unwrap());
+        assert_eq!(output(&call, 1).unwrap(), inputs.map(|input| input[2..4].to_vec()).concat());
+    }
+}
