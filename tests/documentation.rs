@@ -78,7 +78,8 @@ struct Row {
 }
 
 fn rows() -> Vec<Row> {
-    let section = README.split("\n## ").find(|section| section.starts_with("What corresponds to what in vLLM"));
+    let section =
+        README.split("\n## ").find(|section| section.starts_with("What corresponds to what in vLLM"));
     let lines = section.unwrap().lines().filter(|line| line.starts_with("| `"));
     let rows = lines.map(|line| {
         let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();

@@ -40,10 +40,9 @@ async fn ranks_meet_at_an_address_which_is_free_again_and_leave() {
 
 #[test]
 fn backends_have_the_names_that_vllm_gives_them() {
-    assert_eq!(["host", "gloo", "nccl"].map(|name| name.parse().unwrap()), [
-        Backend::Host,
-        Backend::Host,
-        Backend::Nccl
-    ]);
+    assert_eq!(
+        ["host", "gloo", "nccl"].map(|name| name.parse().unwrap()),
+        [Backend::Host, Backend::Host, Backend::Nccl]
+    );
     assert!(matches!("mpi".parse::<Backend>(), Err(Error::Misuse(what)) if what.contains("mpi")));
 }

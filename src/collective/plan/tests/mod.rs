@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use self::world::{Part, run};
 use super::{Planner, Tuning};
 use crate::collective::ReduceOp;
-use crate::collective::program::Program;
+use crate::collective::program::{Program, Step};
 use crate::collective::random::Random;
 use crate::collective::reduction::Reduction;
 use crate::collective::reference::{DTYPES, Data, OPS, elements, one_nan, reduced};
@@ -27,9 +27,10 @@ struct Case {
 /// Small enough for a few elements to make many chunks, and for every algorithm to be chosen.
 fn tunings() -> impl Strategy<Value = Tuning> {
     let threshold = || prop_oneof![Just(0), 1..100_usize, Just(usize::MAX)];
-    (1..40_usize, threshold(), threshold(), threshold(), 0..9_usize).prop_map(
-        |(chunk_bytes, gathered, reduced, rooted, pairwise_ranks_max)| Tuning {
+    (1..40_usize, 1..4_usize, threshold(), threshold(), threshold(), 0..9_usize).prop_map(
+        |(chunk_bytes, chunks_ahead_max, gathered, reduced, rooted, pairwise_ranks_max)| Tuning {
             chunk_bytes,
+            chunks_ahead_max,
             gathered_small_bytes_max: gathered,
             reduced_small_bytes_max: reduced,
             rooted_small_bytes_max: rooted,
@@ -335,6 +336,25 @@ fn the_rounds_of_small_operations_are_as_few_as_there_can_be() {
             assert_eq!(sends(planner.reduce(100, &reduction, size / 2, false)), rounds);
             if size.is_power_of_two() {
                 assert_eq!(sends(planner.all_reduce(100, &reduction, false)), rounds);
+            }
+        }
+    }
+}
+
+/// What is further ahead waits in sockets, and costs half of the speed.
+#[test]
+fn no_rank_sends_more_chunks_ahead_than_are_allowed() {
+    let tuning = Tuning { chunk_bytes: 8, reduced_small_bytes_max: 0, ..Tuning::default() };
+    let tuning = Tuning { gathered_small_bytes_max: 0, ..tuning };
+    let reduction = Reduction::new(DType::Float32, ReduceOp::Sum, 2).unwrap();
+    for chunks_ahead_max in 1..4 {
+        let planner = Planner::new(1, 2, Tuning { chunks_ahead_max, ..tuning });
+        for program in [planner.all_reduce(100, &reduction, true), planner.all_gather(100, false)] {
+            assert!(program.sends.len() > 10);
+            for (number, send) in program.sends.iter().enumerate() {
+                let received = program.steps[..send.after].iter();
+                let received = received.filter(|step| matches!(step, Step::Receive { .. })).count();
+                assert!(received + chunks_ahead_max >= number, "{number} {send:?}");
             }
         }
     }
