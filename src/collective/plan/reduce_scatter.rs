@@ -74,8 +74,8 @@ impl Planner {
         result: Target<'_>,
     ) -> Vec<(Span, usize)> {
         let chunk_bytes = self.chunk_bytes(reduction);
-        self.send_blocks(program, blocks, chunk_bytes);
         let own = blocks.block(self.rank);
+        self.send_blocks(program, blocks, chunk_bytes, chunks(own.clone(), chunk_bytes).count());
         let slots: Vec<_> = (1..self.size).map(|_| program.scratch(chunk_bytes.min(own.len()))).collect();
         let reduced = chunks(own, chunk_bytes).map(|chunk| {
             for distance in 1..self.size {
@@ -93,14 +93,21 @@ impl Planner {
         reduced.collect()
     }
 
-    /// The first chunk of each block to its rank, then the second of each.
-    fn send_blocks(&self, program: &mut Program, blocks: &Blocks, chunk_bytes: usize) {
+    /// The first chunk of each block to its rank, then the second of each; not far ahead of our own
+    /// block's chunks, of which there are `own_chunks`, and for which the steps are still to come.
+    fn send_blocks(&self, program: &mut Program, blocks: &Blocks, chunk_bytes: usize, own_chunks: usize) {
+        let begin = program.steps.len();
         let others = (1..self.size).map(|distance| self.after(distance));
         let mut left: Vec<_> = others.map(|rank| (rank, chunks(blocks.block(rank), chunk_bytes))).collect();
+        let mut number = 0_usize;
         while !left.is_empty() {
+            number += 1;
+            let reduced = number.saturating_sub(self.tuning.chunks_ahead_max).min(own_chunks);
+            // One message of every other rank, and what makes one of them all.
+            let after = if reduced == 0 { 0 } else { begin + reduced * self.size };
             left.retain_mut(|(rank, chunks)| {
                 let chunk = chunks.next();
-                chunk.inspect(|chunk| program.send_after(0, *rank, input(chunk))).is_some()
+                chunk.inspect(|chunk| program.send_after(after, *rank, input(chunk))).is_some()
             });
         }
     }
