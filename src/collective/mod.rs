@@ -34,7 +34,8 @@
 //! [`Error::PeerIncompatible`](crate::Error::PeerIncompatible), which names both sides; it is never a
 //! hang, and never a wrong number.
 //!
-//! A group that has failed is broken for good: the operation that failed says why, and all later ones
+//! A failure is everybody's at once: a rank that is behind may hear of it while it still waits in an earlier
+//! operation. A group that has failed is broken for good: the operation that failed says why, and all later ones
 //! give [`Error::GroupBroken`](crate::Error::GroupBroken). Connections are not resumed, for a reduction
 //! can't be done by halves. What is left of the ranks may form a new group.
 //!
@@ -42,9 +43,9 @@
 //! |---|---|
 //! | a rank's process ends, or leaves too early | at once, [`PeerGone`](crate::Error::PeerGone) |
 //! | a rank is frozen or cut off | after the heartbeat limit, `PeerGone` |
-//! | a rank does not call | after [`timeout`](ProcessGroupConfig::timeout), [`Timeout`](crate::Error::Timeout) |
+//! | a rank does not call | after [`timeout`](ProcessGroupConfig::timeout): [`Timeout`](crate::Error::Timeout) where it passes first, and its words in a [`PeerAborted`](crate::Error::PeerAborted) elsewhere |
 //! | a rank's call is refused there ([`Misuse`](crate::Error::Misuse)) | nothing was begun there; as if it did not call |
-//! | the future of a call is dropped before its end | at once, [`PeerAborted`](crate::Error::PeerAborted) |
+//! | the future of a call is dropped before its end | at once, `PeerAborted` |
 //!
 //! A future must be polled until its end, and a group's runtime must run: a rank whose runtime stands
 //! still for the heartbeat limit looks frozen.
