@@ -95,7 +95,8 @@ fn a_deed_explains_the_errors_that_it_is_said_to_cause_and_no_others() {
 fn a_task_and_a_socket_that_are_left_are_found() {
     let report = world(Vec::new()).run(|rank| async move {
         let address = rank.any_port();
-        let listener = kvpipe::net::Net::bind(rank.net(), address, &kvpipe::net::SocketOptions::default()).await;
+        let listener =
+            kvpipe::net::Net::bind(rank.net(), address, &kvpipe::net::SocketOptions::default()).await;
         if rank.number() == 1 {
             drop(tokio::spawn(async move {
                 let _kept = listener;

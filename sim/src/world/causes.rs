@@ -293,7 +293,7 @@ impl Blame {
         }
     }
 
-    fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         Self {
             severed: self.severed || other.severed,
             restarted: self.restarted || other.restarted,

@@ -1,5 +1,6 @@
 //! Members of process groups that are watched.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kvpipe::collective::{ProcessGroup, ProcessGroupConfig};
@@ -18,7 +19,8 @@ use crate::oracle::Violation;
 pub enum Deed {
     /// It calls something else than the others: by [`Error::PeerIncompatible`], which has all of these words.
     Mismatch(Vec<String>),
-    /// It calls nothing until the others have given up: by their own deadline, or another's.
+    /// It calls nothing until the others have given up: by their own deadline, or another's. When it is back
+    /// they may be gone.
     Absence,
     /// It drops the future of a call: by [`Error::PeerAborted`].
     Drop,
@@ -30,10 +32,13 @@ pub enum Deed {
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     members: Vec<usize>,
-    /// What a member did, and the run of the group in which it did so.
-    deed: Option<(usize, Deed)>,
-    /// Some member has not found the others. What it left behind in the store is in the way of later runs.
-    unformed: bool,
+    /// What a member did, who it was, and the run of the group in which it did so.
+    deed: Option<(usize, usize, Deed)>,
+    /// The members that have formed its first run.
+    formed: BTreeSet<usize>,
+    /// What may have befallen it when the last of them had: a member that has is in reach of what keeps
+    /// another one from it.
+    formation: Option<Blame>,
     /// Since when a member of the first run knows that it has failed, or is dead.
     broken: Option<Duration>,
     /// Calls of members of the first run that have not ended: who, what, and since when.
@@ -83,12 +88,16 @@ impl Member {
             Ok(group) => {
                 rank.note(format_args!("{name} has formed"));
                 rank.happened("a group formed");
-                Ok(Self { rank: rank.clone(), name: name.into(), run, group, timeout })
+                let member = Self { rank: rank.clone(), name: name.into(), run, group, timeout };
+                if member.is_first() {
+                    let now = rank.now();
+                    rank.shared().lock().forms_group(name, rank.number(), now);
+                }
+                Ok(member)
             }
             Err(error) => {
                 rank.note(format_args!("{name} has not formed: {error}"));
                 judge(rank, name, None, "forming a group", &error);
-                rank.shared().lock().group(name).unformed = true;
                 Err(error)
             }
         }
@@ -139,7 +148,7 @@ impl Member {
     /// From now on the other members may be told of what this one does.
     pub fn does(&self, deed: Deed) {
         self.rank.note(format_args!("{} will do wrong: {deed:?}", self.name));
-        self.rank.shared().lock().group(&self.name).deed = Some((self.run, deed));
+        self.rank.shared().lock().group(&self.name).deed = Some((self.run, self.rank.number(), deed));
     }
 
     /// Leaves the group.
@@ -158,13 +167,15 @@ impl Member {
         result
     }
 
-    /// Whether no fault has reached the group so far.
+    /// Whether no fault has reached the group so far; of its first run.
     #[must_use]
     pub fn is_out_of_reach(&self) -> bool {
         let now = self.rank.now();
         let mut state = self.rank.shared().lock();
         let members = state.group(&self.name).members.clone();
-        state.causes().of_group(&members, true, now) == Blame::default()
+        let formation = state.group(&self.name).formation;
+        formation == Some(Blame::default())
+            && state.causes().of_group(&members, true, now) == Blame::default()
     }
 
     /// Whether there is a reason for it by now.
@@ -172,8 +183,8 @@ impl Member {
         let now = self.rank.now();
         let state = &mut *self.rank.shared().lock();
         let gone = Error::PeerAborted { link: kvpipe::Link::new(0, 0), reason: String::new() };
-        state.explains_of_group(&self.name, Some(self.run), &gone, now)
-            || state.group(&self.name).deed.as_ref().is_some_and(|(run, _)| *run == self.run)
+        state.explains_of_group(&self.name, self.rank.number(), Some(self.run), &gone, now)
+            || state.group(&self.name).deed.as_ref().is_some_and(|(run, ..)| *run == self.run)
     }
 
     fn judge(&self, what: &'static str, error: &Error) {
@@ -204,7 +215,7 @@ fn judge(rank: &Rank, name: &str, run: Option<usize>, what: &'static str, error:
     rank.happened(&format!("group: {said}"));
     let now = rank.now();
     let mut state = rank.shared().lock();
-    if !state.explains_of_group(name, run, error, now) {
+    if !state.explains_of_group(name, rank.number(), run, error, now) {
         state
             .oracle
             .finds(format_args!("{name} at rank {}", rank.number()), Violation::no_cause(what, error));
@@ -217,18 +228,35 @@ impl State {
     }
 
     /// Whether an error of a group has a cause; of one that has not formed if there is no run.
-    fn explains_of_group(&mut self, name: &str, run: Option<usize>, error: &Error, now: Duration) -> bool {
+    fn explains_of_group(
+        &mut self,
+        name: &str,
+        who: usize,
+        run: Option<usize>,
+        error: &Error,
+        now: Duration,
+    ) -> bool {
         if let Error::GroupBroken { cause } = error {
-            return self.explains_of_group(name, run, cause, now);
+            return self.explains_of_group(name, who, run, cause, now);
         }
-        let Watch { members, deed, unformed, .. } = &*self.group(name);
-        let (members, unformed) = (members.clone(), *unformed);
-        let deed = deed.as_ref().filter(|(of, _)| Some(*of) == run).map(|(_, deed)| deed.clone());
-        if deed.is_some_and(|deed| deed.explains(error)) {
+        let Watch { members, deed, formation, .. } = &*self.group(name);
+        let (members, formation) = (members.clone(), formation.filter(|_| run == Some(0)));
+        let deed = deed.as_ref().filter(|(of, ..)| Some(*of) == run);
+        if deed.is_some_and(|(_, by, deed)| deed.explains(error, *by == who)) {
             return true;
         }
-        let has_formed = run == Some(0) && !unformed;
-        self.causes().of_group(&members, has_formed, now).explains(error)
+        let blame = self.causes().of_group(&members, formation.is_some(), now);
+        blame.or(formation.unwrap_or_default()).explains(error)
+    }
+
+    fn forms_group(&mut self, name: &str, rank: usize, now: Duration) {
+        let watch = self.group(name);
+        watch.formed.insert(rank);
+        if watch.formed.len() == watch.members.len() {
+            let members = watch.members.clone();
+            let blame = self.causes().of_group(&members, false, now);
+            self.group(name).formation = Some(blame);
+        }
     }
 
     /// A rank is dead, or begins anew.
@@ -254,14 +282,18 @@ impl State {
 }
 
 impl Deed {
-    fn explains(&self, error: &Error) -> bool {
+    /// To the one who does it, or to another member.
+    fn explains(&self, error: &Error, is_own: bool) -> bool {
         match (self, error) {
             (Self::Mismatch(words), Error::PeerIncompatible { mismatch, .. }) => {
                 words.iter().all(|word| mismatch.contains(word))
             }
             (Self::Absence, Error::Timeout { .. } | Error::PeerAborted { .. }) => true,
+            // Who comes back finds that they have left.
+            (Self::Absence, Error::PeerGone { .. }) => is_own,
+            (Self::Drop, Error::PeerAborted { .. }) => true,
             // Its own next call says so.
-            (Self::Drop, Error::PeerAborted { .. } | Error::Misuse(_)) => true,
+            (Self::Drop, Error::Misuse(_)) => is_own,
             (Self::Leave, Error::PeerGone { .. }) => true,
             _ => false,
         }

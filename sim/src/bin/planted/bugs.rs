@@ -456,17 +456,17 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "failure-forgotten",
         what: "a group whose operation has failed goes on",
-        edits: &[(
-            HOST,
-            "ended.inspect_err(|error| self.lobby.fail(error.clone()))",
-            "ended",
-        )],
+        edits: &[(HOST, "ended.inspect_err(|error| self.lobby.fail(error.clone()))", "ended")],
         finder: Finder::Seeds,
     },
     Bug {
         name: "dropped-call",
         what: "a call that is dropped in the middle does not break its group",
-        edits: &[(HOST, "        if !self.is_over {\n", "        if !self.is_over && self.call.to_string().is_empty() {\n")],
+        edits: &[(
+            HOST,
+            "        if !self.is_over {\n",
+            "        if !self.is_over && self.call.to_string().is_empty() {\n",
+        )],
         finder: Finder::Seeds,
     },
     Bug {

@@ -43,6 +43,9 @@ enum Outcome {
 /// Looks at a group that is to fail so often.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// By how much the members of a group may be apart, about.
+const BEHIND_AT_MOST: Duration = Duration::from_secs(1);
+
 /// Once in so many calls one comes before it that can't be.
 const REFUSED_ONE_IN: u64 = 24;
 
@@ -63,7 +66,12 @@ impl Group {
             // Why not, is judged there.
             let Ok(member) = joined else { continue };
             let mistake_at = if plan.mistakes && run == 0 { self.mistake_at(&calls) } else { None };
-            let draws = rank.draws().fork(&format!("{} of rank {}, start {}, run {run}", self.name, rank.number(), rank.start()));
+            let draws = rank.draws().fork(&format!(
+                "{} of rank {}, start {}, run {run}",
+                self.name,
+                rank.number(),
+                rank.start()
+            ));
             if !self.compute(rank, member, &calls, mistake_at, draws).await {
                 break;
             }
@@ -123,7 +131,8 @@ impl Group {
                 steps.push((at, Step::Call(call.clone())));
                 continue;
             }
-            let next = calls[at + 1..].iter().find(|next| next.is_everybodys() && next.words() != call.words());
+            let next =
+                calls[at + 1..].iter().find(|next| next.is_everybodys() && next.words() != call.words());
             let number = calls[..at].iter().filter(|before| before.is_everybodys()).count();
             let instead = |other: &Call| {
                 let words = [call.words(), other.words(), vec![format!("as operation {number}")]];
@@ -208,7 +217,8 @@ impl Run<'_> {
             }
             Step::Instead(deed, call) => {
                 self.does(deed.clone(), "mistake: another call");
-                let result = self.member.call(call.kind.name(), call.make(self.member.group(), &self.draws)).await;
+                let result =
+                    self.member.call(call.kind.name(), call.make(self.member.group(), &self.draws)).await;
                 result.map(drop)
             }
             Step::Wait => {
@@ -218,7 +228,9 @@ impl Run<'_> {
                         tokio::time::sleep(LOOK_EVERY).await;
                     }
                 };
-                self.rank.waits("the others to give up", failed).await;
+                // Word of it may come behind a message that is not yet due here.
+                let limit = self.member.group().timeout() + BEHIND_AT_MOST;
+                let _ = self.rank.waits("the others to give up", tokio::time::timeout(limit, failed)).await;
                 Ok(())
             }
             Step::Drop(call, after) => {

@@ -145,8 +145,8 @@ impl Collectives {
 /// No group has more calls.
 const CALLS_MAX: usize = 24;
 
-/// What counts as large: one of them is enough for a group.
-const LARGE_BYTES: usize = 100_000;
+/// What counts as large: one of them is enough for a group, and takes most of the time.
+const LARGE_BYTES: usize = 72_000;
 
 impl Group {
     /// The first has all ranks, the others some of them.

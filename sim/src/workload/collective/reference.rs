@@ -186,7 +186,10 @@ mod tests {
     fn floats_are_rounded_once() {
         let third = [1.0, -3.0, 12.0].map(f16::from_f32);
         assert_eq!(reduced(DType::Float16, ReduceOp::Avg, &third), f16::from_f32(10.0 / 3.0).to_le_bytes());
-        assert_eq!(reduced(DType::Float64, ReduceOp::Avg, &[1.0, -3.0, 12.0]), (10.0 / 3.0_f64).to_le_bytes());
+        assert_eq!(
+            reduced(DType::Float64, ReduceOp::Avg, &[1.0, -3.0, 12.0]),
+            (10.0 / 3.0_f64).to_le_bytes()
+        );
         assert_eq!(reduced(DType::Float32, ReduceOp::Prod, &[2.0_f32, -2.0]), (-4.0_f32).to_le_bytes());
     }
 
@@ -209,7 +212,8 @@ mod tests {
         let gathered = output(&call(Kind::AllGatherv), 1).unwrap();
         let inputs = [0, 1, 2].map(|member| input(&call(Kind::AllGatherv), member).unwrap());
         assert_eq!(gathered, inputs.concat());
-        let call = Call { kind: Kind::AllToAll, rows: vec![2, 2, 2], dtype: DType::Bool, ..call(Kind::AllToAll) };
+        let call =
+            Call { kind: Kind::AllToAll, rows: vec![2, 2, 2], dtype: DType::Bool, ..call(Kind::AllToAll) };
         let inputs = [0, 1, 2].map(|member| input(&call, member).unwrap());
         assert_eq!(output(&call, 1).unwrap(), inputs.map(|input| input[2..4].to_vec()).concat());
     }
