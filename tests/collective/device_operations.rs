@@ -5,7 +5,7 @@ use kvpipe::net::TokioNet;
 use kvpipe::tensor::TensorMut;
 use kvpipe::{DType, Result, Tensor};
 
-use crate::child::cuda;
+use crate::child::{cuda, nccl};
 use crate::device_ranks::{config, device, on_gpu, own, room};
 use crate::ranks::{each, group};
 use crate::reference::{numbers, reduced, tensor};
@@ -211,6 +211,8 @@ async fn all(size: usize, rows: usize, dtype: DType, op: ReduceOp) {
     for left in each(ranks, |group| group.destroy()).await {
         left.unwrap();
     }
+    // NCCL had let go of them before the ranks left.
+    assert_eq!(nccl().communicators, 0);
 }
 
 on_fakes!(one_rank_alone_does_every_operation, "", async || {
