@@ -1,6 +1,7 @@
 //! How a pipe is set up; and reading vLLM's `--kv-transfer-config`.
 
 mod endpoint;
+mod fields;
 mod kv_transfer;
 
 use std::time::Duration;

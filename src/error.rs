@@ -88,7 +88,7 @@ pub enum Error {
     GroupBroken {
         /// Why.
         #[source]
-        cause: Arc<Error>,
+        cause: Arc<Self>,
     },
 
     /// A deadline passed.

@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::device::Location;
 #[cfg(unix)]
 use crate::device::{CudaDevice, Device};
-use crate::device::Location;
 use crate::entropy::Entropy;
 use crate::error::Error;
-use crate::net::SocketOptions;
 #[cfg(unix)]
 use crate::nccl::Library;
+use crate::net::SocketOptions;
 use crate::tensor::BufferPool;
 use crate::transport::tcp::{Secret, TcpConfig};
 use crate::wire::text::GroupName;

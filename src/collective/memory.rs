@@ -61,25 +61,20 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// A span to write, and everything else to read. An input apart has no byte that could be written.
-    fn split(&mut self, span: Span) -> (&mut [u8], Rest<'_>) {
-        let input = self.input;
-        let (into, at) = match (span.place, input) {
-            (Place::Input, Input::Within { at }) => (Place::Output, at + span.at),
-            (place, _) => (place, span.at),
-        };
-        let (target, output, scratch) = match into {
+    /// A span to write, and everything else to read. The input has none to write, not even in place.
+    fn split(&mut self, into: Span) -> (&mut [u8], Rest<'_>) {
+        let (target, output, scratch) = match into.place {
             Place::Input => (&mut [][..], Around::whole(self.output), Around::whole(self.scratch)),
             Place::Output => {
-                let (target, output) = Around::cut(self.output, at, span.bytes);
+                let (target, output) = Around::cut(self.output, into.at, into.bytes);
                 (target, output, Around::whole(self.scratch))
             }
             Place::Scratch => {
-                let (target, scratch) = Around::cut(self.scratch, at, span.bytes);
+                let (target, scratch) = Around::cut(self.scratch, into.at, into.bytes);
                 (target, Around::whole(self.output), scratch)
             }
         };
-        (target, Rest { input, output, scratch })
+        (target, Rest { input: self.input, output, scratch })
     }
 }
 

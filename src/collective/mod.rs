@@ -78,13 +78,19 @@ pub mod modelling;
 #[cfg(all(unix, not(loom)))]
 mod nccl;
 #[cfg(not(loom))]
+mod number;
+#[cfg(not(loom))]
 mod operations;
 #[cfg(not(loom))]
 mod plan;
 #[cfg(not(loom))]
 mod program;
+#[cfg(all(test, not(loom)))]
+mod random;
 #[cfg(not(loom))]
 mod reduction;
+#[cfg(all(test, not(loom)))]
+mod reference;
 #[cfg(not(loom))]
 mod request;
 

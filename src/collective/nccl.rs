@@ -68,9 +68,7 @@ impl Nccl {
                 let (what, reason) = (format!("a group of {size} ranks on NCCL"), "no library was given");
                 return Err(Error::Unavailable { what, reason: reason.into() });
             }
-            (_, Some(library)) => {
-                meet(host, members, planner, (device, library), config, deadline).await?
-            }
+            (_, Some(library)) => meet(host, members, planner, (device, library), config, deadline).await?,
         };
         Ok(Self { communicator, stream, pool })
     }

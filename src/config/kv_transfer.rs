@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::fields::{Fields, bytes, count, port, text};
 use super::{DEFAULT_BUFFER_BYTES, Endpoint, Location, PipeConfig};
 use crate::error::{Error, Result};
 
@@ -253,39 +254,6 @@ impl KvTransferConfig {
     }
 }
 
-/// The fields of a JSON object. `within` is what stands before their names in errors.
-struct Fields<'a> {
-    object: &'a Map<String, Value>,
-    within: &'static str,
-}
-
-impl Fields<'_> {
-    /// What `read` makes of a field, if there is one.
-    fn get<T>(
-        &self,
-        name: &str,
-        expected: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>, String> {
-        let Some(value) = self.object.get(name) else { return Ok(None) };
-        let read = read(value).ok_or_else(|| format!("{}{name} {value} is not {expected}", self.within))?;
-        Ok(Some(read))
-    }
-
-    /// The same, where null means that there is none.
-    fn nullable<T>(
-        &self,
-        name: &str,
-        expected: &str,
-        read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>, String> {
-        match self.object.get(name) {
-            Some(Value::Null) => Ok(None),
-            _ => self.get(name, expected, read),
-        }
-    }
-}
-
 const ROLES: &str = "one of \"kv_producer\", \"kv_consumer\" and \"kv_both\"";
 
 /// Longer is a slip, and far longer overflows clocks.
@@ -302,18 +270,6 @@ fn store_timeout(fields: &Fields<'_>) -> Result<Option<Duration>, String> {
     })
 }
 
-fn text(value: &Value) -> Option<String> {
-    value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
-}
-
-fn count(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|count| usize::try_from(count).ok())
-}
-
-fn port(value: &Value) -> Option<u16> {
-    value.as_u64().and_then(|port| u16::try_from(port).ok())
-}
-
 fn role(value: &Value) -> Option<KvRole> {
     match value.as_str()? {
         "kv_producer" => Some(KvRole::Producer),
@@ -325,13 +281,6 @@ fn role(value: &Value) -> Option<KvRole> {
 
 fn device(value: &Value) -> Option<BufferDevice> {
     value.as_str()?.parse().ok()
-}
-
-/// A float in vLLM. Above 2^53 it is no longer exact to the byte, and no machine has that much.
-fn bytes(value: &Value) -> Option<usize> {
-    let bytes = value.as_f64().filter(|bytes| (1.0..=9_007_199_254_740_992.0).contains(bytes))?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
-    usize::try_from(bytes as u64).ok()
 }
 
 #[cfg(test)]

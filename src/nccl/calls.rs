@@ -40,7 +40,7 @@ impl Slot {
 /// Communicators.
 impl Library {
     /// Blocks until all ranks are there.
-    #[allow(dead_code, reason = "vLLM's library has it; our communicators don't block")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "vLLM's library has it; our communicators don't block"))]
     pub(crate) unsafe fn comm_init_rank(
         &self,
         world_size: c_int,
@@ -102,7 +102,7 @@ impl Library {
         Ok(state)
     }
 
-    #[allow(dead_code, reason = "a communicator knows what it was made with")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "a communicator knows what it was made with"))]
     pub(crate) unsafe fn comm_count(&self, comm: RawComm) -> Result<c_int> {
         let mut count = 0;
         // SAFETY: the caller's promise; it writes one number.
@@ -111,7 +111,7 @@ impl Library {
         Ok(count)
     }
 
-    #[allow(dead_code, reason = "a communicator knows what it was made with")]
+    #[cfg_attr(not(test), expect(dead_code, reason = "a communicator knows what it was made with"))]
     pub(crate) unsafe fn comm_user_rank(&self, comm: RawComm) -> Result<c_int> {
         let mut rank = 0;
         // SAFETY: the caller's promise; it writes one number.
@@ -256,7 +256,6 @@ impl Library {
 
 /// Memory: NCCL's own, and that of others made known to it.
 impl Library {
-    #[allow(dead_code, reason = "NCCL takes any memory of a device, and that comes from CUDA")]
     pub(crate) unsafe fn mem_alloc(&self, bytes: usize) -> Result<u64> {
         let mut address = ptr::null_mut();
         // SAFETY: it writes one pointer; the caller has made a device current.
@@ -265,7 +264,6 @@ impl Library {
         Ok(number(address))
     }
 
-    #[allow(dead_code, reason = "NCCL takes any memory of a device, and that comes from CUDA")]
     pub(crate) unsafe fn mem_free(&self, address: u64) -> Result<()> {
         // SAFETY: the caller's promise.
         self.done("ncclMemFree", unsafe { (self.functions.mem_free()?)(target(address)) })

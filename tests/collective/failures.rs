@@ -20,7 +20,7 @@ async fn a_frozen_rank_is_found_out_by_its_silence_though_nobody_is_connected_wi
     let config = ProcessGroupConfig { heartbeat, ..config() };
     let (thaw, frozen) = mpsc::channel::<()>();
     let (its_store, its_config) = (store.clone(), config.clone());
-    let rank_3 = std::thread::spawn(move || {
+    let rank_3 = std::thread::Builder::new().spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let group = ProcessGroup::from_store(TokioNet, &its_store, 3, 4, its_config).await.unwrap();
@@ -29,6 +29,7 @@ async fn a_frozen_rank_is_found_out_by_its_silence_though_nobody_is_connected_wi
             group.barrier().await.unwrap_err()
         })
     });
+    let rank_3 = rank_3.unwrap();
     let ranks = each(vec![0, 1, 2], |rank| {
         let (store, config) = (store.clone(), config.clone());
         async move {
@@ -133,7 +134,7 @@ async fn a_call_that_is_dropped_in_the_middle_breaks_the_group_for_everybody() {
     for elements in [4, 1_000_000] {
         let ranks = group(3, &config()).await;
         let errors = each(ranks, |group| async move {
-            group.barrier().await.unwrap();
+            let met = group.barrier().await;
             let input = Tensor::from_vec([elements], vec![1_i32; elements]).unwrap();
             if group.rank() == 2 {
                 // Polled once, so that it has begun, and can't have ended: the others wait for us.
@@ -143,11 +144,13 @@ async fn a_call_that_is_dropped_in_the_middle_breaks_the_group_for_everybody() {
                 drop(call);
                 return group.barrier().await.unwrap_err();
             }
-            // Rank 2 has begun, so it may be one of the two.
-            match group.all_reduce(&input, ReduceOp::Sum).await {
-                Ok(_) => group.barrier().await.unwrap_err(),
-                Err(error) => error,
-            }
+            // Who is behind hears of it early; and as rank 2 has begun, the others may even be through.
+            let calls = async {
+                met?;
+                group.all_reduce(&input, ReduceOp::Sum).await?;
+                group.barrier().await
+            };
+            calls.await.unwrap_err()
         })
         .await;
         let words = format!("all_reduce(sum) of int32 [{elements}] was dropped before its end");
@@ -239,9 +242,8 @@ async fn groups_of_overlapping_members_work_side_by_side_and_fail_alone() {
                             return group.destroy().await.is_ok();
                         }
                         let own = TensorMut::from_slice([3], &[process as i64; 3]).unwrap();
-                        let sum = match group.all_reduce_in_place(own, ReduceOp::Sum).await {
-                            Ok(sum) => sum,
-                            Err(_) => return number == 2 && round >= 10,
+                        let Ok(sum) = group.all_reduce_in_place(own, ReduceOp::Sum).await else {
+                            return number == 2 && round >= 10;
                         };
                         assert_eq!(sum.as_slice::<i64>().unwrap(), [members.iter().sum::<usize>() as i64; 3]);
                         let from = (rank == 0).then(|| Tensor::from_slice([], &[round]).unwrap());

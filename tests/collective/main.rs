@@ -16,6 +16,7 @@ mod device_failures;
 mod device_operations;
 mod device_ranks;
 mod failures;
+mod meeting;
 mod mortal;
 mod operations;
 mod ranks;

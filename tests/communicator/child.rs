@@ -7,13 +7,16 @@ use std::time::Duration;
 use kvpipe_fake_cuda::Live as LiveCuda;
 use kvpipe_fake_nccl::Live as LiveNccl;
 
-/// A test whose body runs with these switches of the fake NCCL. When it is done, nothing may be left, and
-/// nothing may have been misused.
+/// A test whose body runs with these switches of the fake NCCL, and of the fake CUDA. When it is done,
+/// nothing may be left, and nothing may have been misused.
 macro_rules! on_fakes {
     ($name:ident, $switches:expr, $body:expr) => {
+        on_fakes!($name, $switches, "", $body);
+    };
+    ($name:ident, $switches:expr, $cuda_switches:expr, $body:expr) => {
         #[test]
         fn $name() {
-            crate::child::run(module_path!(), stringify!($name), $switches, $body);
+            crate::child::run(module_path!(), stringify!($name), [$switches, $cuda_switches], $body);
         }
     };
 }
@@ -27,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// What is still alive by then is left.
 const GIVING_BACK: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(module: &str, name: &str, switches: &str, body: impl AsyncFnOnce()) {
+pub(crate) fn run(module: &str, name: &str, [switches, cuda_switches]: [&str; 2], body: impl AsyncFnOnce()) {
     let (_, module) = module.split_once("::").unwrap();
     let name = format!("{module}::{name}");
     if std::env::var_os(CHILD).as_deref() == Some(OsStr::new(&name)) {
@@ -43,6 +46,7 @@ pub(crate) fn run(module: &str, name: &str, switches: &str, body: impl AsyncFnOn
         .env("LD_LIBRARY_PATH", kvpipe_fake_cuda::library_folder().unwrap())
         .env("KVPIPE_NCCL_SO_PATH", kvpipe_fake_nccl::library().unwrap())
         .env("KVPIPE_FAKE_NCCL", switches)
+        .env("KVPIPE_FAKE_CUDA", cuda_switches)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

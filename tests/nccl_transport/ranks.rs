@@ -22,7 +22,12 @@ pub(crate) fn device() -> Arc<dyn Device> {
 
 /// What both ends use. A dead peer is found after a second.
 pub(crate) fn config() -> NcclConfig {
-    let mut config = NcclConfig::new(device(), Library::load(None).unwrap());
+    config_on(0)
+}
+
+/// The same on another device.
+pub(crate) fn config_on(device: usize) -> NcclConfig {
+    let mut config = NcclConfig::new(CudaDevice::open(device).unwrap(), Library::load(None).unwrap());
     config.control = TcpConfig { heartbeat: Duration::from_secs(1), ..TcpConfig::default() };
     config
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use kvpipe::device::{DeviceBuffer, DeviceBufferMut, Location, Stream};
 use kvpipe::net::TokioNet;
 use kvpipe::store::MemoryStore;
-use kvpipe::transport::nccl::{HandOut, NcclIncoming};
+use kvpipe::transport::nccl::{HandOut, NcclIncoming, NcclTransport};
 use kvpipe::transport::tcp::{TcpConfig, TcpOutgoing};
 use kvpipe::{DType, Item, Pipe, PipeConfig, Tensor};
 use kvpipe_fake_cuda::StreamHandle;
 
 use crate::child::cuda;
-use crate::ranks::{config, device, pipes, receive, ring, send_failure, tensor};
+use crate::ranks::{config, config_on, device, pipes, receive, ring, send_failure, tensor};
 
 on_fakes!(items_of_all_kinds_arrive_in_order_on_the_device, "in_progress=2", async || {
     let (sender, receiver) = pipes(config(), PipeConfig::default()).await;
@@ -122,6 +122,40 @@ on_fakes!(ten_thousand_items_leak_nothing, "", async || {
     sending.await.unwrap();
     assert!(most < 32 << 20, "{most} bytes on the device for items of 64");
 });
+
+// Each rank has its GPU, and in its memory the other way's receive that waits for the peer.
+on_fakes!(
+    two_ways_of_host_tensors_dont_wait_for_each_other_by_way_of_the_device,
+    "",
+    "waits,devices=2",
+    async || {
+        let (store, address) = (MemoryStore::new(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
+        let mut pipes = Vec::new();
+        for rank in 0..2 {
+            let bound = NcclTransport::bind(TokioNet, store.clone(), ring(rank), address, config_on(rank));
+            // Two fit at each end.
+            let limits = PipeConfig::default().with_buffer_bytes(2 << 20);
+            pipes.push(Pipe::spawn(bound.await.unwrap(), limits).unwrap());
+        }
+        let exchange = async |pipe: &Pipe| {
+            let sending = async {
+                for mark in 0..40 {
+                    pipe.send(Some(tensor(1 << 20, mark))).await.unwrap();
+                }
+                pipe.flush().await.unwrap();
+            };
+            let receiving = async {
+                for mark in 0..40 {
+                    assert_eq!(receive(pipe).await.unwrap().unwrap(), tensor(1 << 20, mark));
+                }
+            };
+            tokio::join!(sending, receiving);
+        };
+        tokio::join!(exchange(&pipes[0]), exchange(&pipes[1]));
+        let closed = tokio::join!(pipes[0].close(), pipes[1].close());
+        assert!(closed.0.is_ok() && closed.1.is_ok(), "{closed:?}");
+    }
+);
 
 on_fakes!(an_end_on_plain_tcp_never_meets_one_on_nccl, "", async || {
     let (store, address) = (MemoryStore::new(), SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));

@@ -1,8 +1,8 @@
-//! The CUDA driver's C interface, on host memory: what kvpipe calls through cudarc, and what cudarc calls
-//! on its way. Not a simulator: no kernels, no graphs, no peers.
+//! The CUDA driver's C interface, on host memory: what kvpipe calls, and what cudarc calls, by which the
+//! tests compare it. Not a simulator: no kernels, no graphs, no peers.
 //!
 //! The package is a dynamic library, to be loaded in the driver's place ([`library_folder`] on the
-//! LD_LIBRARY_PATH of a child: cudarc takes no path), and a Rust library with the same functions. The two
+//! LD_LIBRARY_PATH of a child: a driver has no path), and a Rust library with the same functions. The two
 //! share nothing: what one has allocated the other does not know.
 //!
 //! # What it is strict about
@@ -29,6 +29,7 @@
 //! | `init=100` | `cuInit` fails with this code |
 //! | `oom=BYTES` | the memory of each device; 1 GiB |
 //! | `slow=MICROSECONDS` | each piece of a stream's work waits so long first |
+//! | `waits` | allocating and freeing waits for what was put on the device's streams before, as the driver may |
 //! | `poison=off` | fresh memory is not overwritten, for benchmarks |
 //! | `fail=SYMBOL:K:CODE` | the Kth call of a function gives a code; `K+`: all from the Kth on |
 //!
@@ -102,7 +103,7 @@ pub fn library() -> io::Result<PathBuf> {
 }
 
 /// A folder with the dynamic library as `libcuda.so.1`, for a child's LD_LIBRARY_PATH. Also as
-/// `libcuda.so`, which cudarc tries first, and which a machine with a GPU may have elsewhere.
+/// `libcuda.so`, which is tried first, and which a machine with a GPU may have elsewhere.
 ///
 /// # Errors
 ///

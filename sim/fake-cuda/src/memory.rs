@@ -11,7 +11,7 @@ use kvpipe_fake_common::lock;
 use crate::Live;
 use crate::codes::{Code, INVALID_VALUE, OUT_OF_MEMORY, Result};
 use crate::driver::{current_device, write};
-use crate::stream::Stream;
+use crate::stream::{Stream, synchronize_device};
 use crate::switches::{call, misuse, switches};
 
 /// What fresh memory is filled with.
@@ -76,21 +76,33 @@ fn allocate(kind: Kind, bytes: usize) -> Result<usize> {
     Ok(address)
 }
 
-fn free(what: &str, address: usize, is_right: impl Fn(Kind) -> bool) -> Result {
-    let mut allocations = lock(&ALLOCATIONS);
-    let layout = match allocations.get(&address) {
-        Some(allocation) if is_right(allocation.kind) && allocation.in_use == 0 => allocation.layout,
+/// The layout of what may be freed.
+fn freeable(what: &str, address: usize, is_right: impl Fn(Kind) -> bool) -> Result<Layout> {
+    match lock(&ALLOCATIONS).get(&address) {
+        Some(allocation) if is_right(allocation.kind) && allocation.in_use == 0 => Ok(allocation.layout),
         Some(allocation) if is_right(allocation.kind) => {
-            return Err(misuse(
-                INVALID_VALUE,
-                format_args!("{what} {address:#x} is freed while a stream uses it"),
-            ));
+            Err(misuse(INVALID_VALUE, format_args!("{what} {address:#x} is freed while a stream uses it")))
         }
-        _ => return Err(misuse(INVALID_VALUE, format_args!("{address:#x} is freed, which is no {what}"))),
-    };
-    allocations.remove(&address);
+        _ => Err(misuse(INVALID_VALUE, format_args!("{address:#x} is freed, which is no {what}"))),
+    }
+}
+
+fn free(what: &str, address: usize, is_right: impl Fn(Kind) -> bool) -> Result {
+    let layout = freeable(what, address, is_right)?;
+    wait(what)?;
+    if lock(&ALLOCATIONS).remove(&address).is_none() {
+        return Err(misuse(INVALID_VALUE, format_args!("{what} {address:#x} is freed twice at once")));
+    }
     // SAFETY: allocated with this layout; no longer in the table, and no stream uses it.
     unsafe { dealloc(with_exposed_provenance_mut(address), layout) };
+    Ok(())
+}
+
+/// For what is on the current device's streams now, where that is switched on.
+fn wait(doing: &str) -> Result {
+    if switches().waits {
+        synchronize_device(current_device(doing)?);
+    }
     Ok(())
 }
 
@@ -230,6 +242,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(into: *mut u64, bytes: usize) -> Code {
         if bytes > switches().memory.saturating_sub(used(device)) {
             return Err(OUT_OF_MEMORY);
         }
+        wait("cuMemAlloc")?;
         let address = allocate(Kind::Device(device), bytes)?;
         // SAFETY: the caller's pointer.
         unsafe { write(into, address as u64) }
@@ -271,6 +284,7 @@ pub unsafe extern "C" fn cuMemHostAlloc(into: *mut *mut c_void, bytes: usize, fl
         if flags > 7 {
             return Err(INVALID_VALUE);
         }
+        wait("cuMemHostAlloc")?;
         let address = allocate(Kind::Pinned, bytes)?;
         // SAFETY: the caller's pointer.
         unsafe { write(into, with_exposed_provenance_mut(address)) }

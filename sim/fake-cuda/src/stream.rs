@@ -33,8 +33,9 @@ type Work = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Queue {
     work: VecDeque<Work>,
-    /// Work in the queue, and what the thread is at.
-    unfinished: usize,
+    /// How much work was ever put into the queue, and how much of it is done.
+    enqueued: u64,
+    finished: u64,
     is_destroyed: bool,
 }
 
@@ -106,14 +107,15 @@ impl Stream {
             return;
         }
         queue.work.push_back(work);
-        queue.unfinished += 1;
+        queue.enqueued += 1;
         self.changed.notify_all();
     }
 
-    /// Waits until all that is enqueued was done.
+    /// Waits until all that is enqueued now was done.
     pub(crate) fn synchronize(&self) {
         let mut queue = lock(&self.queue);
-        while queue.unfinished > 0 {
+        let before = queue.enqueued;
+        while queue.finished < before {
             queue = self.wait(queue);
         }
     }
@@ -130,7 +132,7 @@ impl Stream {
                     }
                     work();
                     queue = lock(&self.queue);
-                    queue.unfinished -= 1;
+                    queue.finished += 1;
                     self.changed.notify_all();
                 }
                 None if queue.is_destroyed => return,
@@ -260,8 +262,8 @@ pub unsafe extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> Code {
 pub unsafe extern "C" fn cuStreamQuery(stream: *mut c_void) -> Code {
     call("cuStreamQuery", || {
         let stream = Stream::alive(stream)?;
-        let unfinished = lock(&stream.queue).unfinished;
-        if unfinished == 0 { Ok(()) } else { Err(NOT_READY) }
+        let queue = lock(&stream.queue);
+        if queue.finished == queue.enqueued { Ok(()) } else { Err(NOT_READY) }
     })
 }
 

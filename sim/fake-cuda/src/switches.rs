@@ -18,6 +18,7 @@ pub(crate) struct Switches {
     pub(crate) memory: usize,
     pub(crate) slow: Duration,
     pub(crate) poison: bool,
+    pub(crate) waits: bool,
     calls: Calls,
 }
 
@@ -30,6 +31,7 @@ impl Switches {
             memory: 1 << 30,
             slow: Duration::ZERO,
             poison: true,
+            waits: false,
             calls: Calls::default(),
         };
         for (name, value) in kvpipe_fake_common::switches(text) {
@@ -40,6 +42,7 @@ impl Switches {
                 "oom" => switches.memory = number(name, value),
                 "slow" => switches.slow = Duration::from_micros(number(name, value)),
                 "poison" => switches.poison = value != "off",
+                "waits" => switches.waits = true,
                 "fail" => switches.calls.add_failure(value),
                 _ => panic!("KVPIPE_FAKE_CUDA: unknown switch {name}"),
             }

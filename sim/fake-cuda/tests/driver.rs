@@ -105,6 +105,41 @@ fn bytes_go_to_the_device_and_come_back() {
 }
 
 #[test]
+fn memory_waits_for_what_streams_have_to_do_if_it_is_told_to() {
+    let driver = Driver::new("waits");
+    type Act = fn(u64, usize) -> u64;
+    let acts: [Act; 4] = [
+        |_, _| allocate(8),
+        |_, _| pinned(8).as_mut_ptr().expose_provenance() as u64,
+        |device, _| unsafe { cuMemFree_v2(device) }.into(),
+        |_, pinned| unsafe { cuMemFreeHost(pinned as *mut c_void) }.into(),
+    ];
+    let (device, host) = (allocate(8), pinned(8).as_mut_ptr().expose_provenance());
+    let (stream, mut made) = (stream(), Vec::new());
+    let context = ok(|into: *mut *mut c_void| unsafe { cuCtxGetCurrent(into) }).addr();
+    for act in acts {
+        let (go_on, (done, is_done)) = (hold(stream), mpsc::channel());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(unsafe { cuCtxSetCurrent(context as *mut c_void) }, SUCCESS);
+                done.send(act(device, host)).unwrap();
+            });
+            // It has time to do what it must not.
+            let early = is_done.recv_timeout(std::time::Duration::from_millis(50));
+            assert!(early.is_err(), "{early:?}");
+            go_on.send(()).unwrap();
+            made.push(is_done.recv().unwrap());
+        });
+    }
+    assert_eq!(made[2..], [0, 0]);
+    unsafe {
+        assert_eq!(cuMemFree_v2(made[0]) | cuMemFreeHost(made[1] as *mut c_void), SUCCESS);
+        assert_eq!(cuStreamDestroy_v2(stream), SUCCESS);
+    }
+    assert_eq!(live(), driver.before);
+}
+
+#[test]
 fn a_copy_of_pinned_memory_is_done_when_its_event_is() {
     let driver = Driver::new("");
     let (memory, stream, event, target) = (allocate(8), stream(), event(), pinned(8));

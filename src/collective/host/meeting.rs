@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Members, Whereabouts};
 use crate::error::{Error, Link, Result};
@@ -40,13 +40,14 @@ pub(super) async fn meet(
             ranks.push(own.clone());
             continue;
         }
-        let value = store.get(&key(peer), left()).await.map_err(|error| match error {
-            Error::Timeout { .. } => {
+        // The store says that the time is over a little after it is.
+        let value = match timeout_at(deadline, store.get(&key(peer), left())).await {
+            Ok(Err(Error::Timeout { .. })) | Err(_) => {
                 let awaited = format!("rank {peer} of {size} to join the group {:?}", name.as_str());
-                Error::timeout(format!("{awaited} (store key {:?})", key(peer)), limit)
+                return Err(Error::timeout(format!("{awaited} (store key {:?})", key(peer)), limit));
             }
-            other => other,
-        })?;
+            Ok(value) => value?,
+        };
         ranks.push(decode(&value, Link::new(rank, peer), size)?);
     }
     let read = format!("{prefix}/{run}/read");

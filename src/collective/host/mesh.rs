@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::Interval;
@@ -113,10 +113,10 @@ impl<N: Net> Mesh<N> {
         }
         let peer = &mut self.peers[rank];
         if let Out::Dialing(dialing) = &mut peer.out {
-            let agreed = match dialing.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(agreed) => agreed?,
-            };
+            let agreed = ready!(dialing.as_mut().poll(cx));
+            // Whether it is there or not, nobody must poll it again.
+            peer.out = Out::Absent;
+            let agreed = agreed?;
             quicken(&mut self.speaking, agreed.peer_heartbeat);
             peer.out = Out::Up(OutEdge::new(agreed, link, self.config.checksum));
         }
@@ -207,10 +207,10 @@ impl<N: Net> Mesh<N> {
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, rank: usize) -> Result<(), Error> {
-        if matches!(self.peers[rank].out, Out::Dialing(_)) {
-            if let Poll::Ready(connected) = self.poll_out(cx, rank) {
-                connected?;
-            }
+        if matches!(self.peers[rank].out, Out::Dialing(_))
+            && let Poll::Ready(connected) = self.poll_out(cx, rank)
+        {
+            connected?;
         }
         let peer = &mut self.peers[rank];
         if let Out::Up(edge) = &mut peer.out {
@@ -272,7 +272,8 @@ impl<S: Stream> Peer<S> {
         if let Out::Up(edge) = &mut self.out {
             edge.speak(cx)?;
         }
-        [&mut self.incoming, &mut self.further].into_iter().flatten().try_for_each(|edge| edge.speak(cx))
+        [&mut self.incoming, &mut self.further].into_iter().flatten().for_each(|edge| edge.speak(cx));
+        Ok(())
     }
 }
 

@@ -174,11 +174,6 @@ impl<N: Net> Host<N> {
         self.lobby.failure()
     }
 
-    /// Ends it, for a reason that is found out elsewhere.
-    pub(super) fn fail(&self, cause: Error) {
-        self.lobby.fail(cause);
-    }
-
     /// Leaves the group, and waits until the others know, but not for long.
     pub(super) async fn leave(mut self) {
         self.leaving.notify_one();

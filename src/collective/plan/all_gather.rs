@@ -23,11 +23,6 @@ pub(super) struct Own {
 }
 
 impl Planner {
-    /// Blocks of as many bytes each. In place, the input is this rank's block of the output.
-    pub(in crate::collective) fn all_gather(&self, block_bytes: usize, in_place: bool) -> Program {
-        self.all_gatherv(&vec![block_bytes; self.size], in_place)
-    }
-
     /// Blocks of these bytes, one a rank. In place, the input is this rank's block of the output.
     pub(in crate::collective) fn all_gatherv(&self, block_bytes: &[usize], in_place: bool) -> Program {
         let blocks = Blocks::of(block_bytes);

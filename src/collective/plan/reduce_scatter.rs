@@ -7,8 +7,8 @@
 //!
 //! Both move as few bytes as there can be. Pairwise, every rank sends each other its raw block, and
 //! combines its own as all of them arrive: no partial result is stored or sent, so that 16-bit floats
-//! travel as such and are rounded once. It is the faster one, until a rank has too many peers to keep
-//! every connection busy; then partial results go around a ring. 16-bit floats never do.
+//! travel as such and are rounded once. With many ranks each has many connections, and a chunk from each
+//! of them in memory; then partial results go around a ring instead. Those of 16-bit floats never do.
 
 use std::ops::Range;
 
@@ -17,24 +17,14 @@ use super::{Planner, input, output};
 use crate::collective::program::{Form, Program, Span};
 use crate::collective::reduction::Reduction;
 
-/// Some bytes of a payload, and what is to be in them.
+/// Where the result goes that some bytes of a payload have.
 type Target<'a> = &'a mut dyn FnMut(&mut Program, &Range<usize>) -> Span;
 
 impl Planner {
-    /// Blocks as even as whole elements can be split, the first ones larger.
+    /// Blocks of these elements, one a rank.
     ///
     /// In place, the input is the whole output: the result is this rank's block of it, and what was in
     /// the others is lost.
-    pub(in crate::collective) fn reduce_scatter(
-        &self,
-        elements: usize,
-        reduction: &Reduction,
-        in_place: bool,
-    ) -> Program {
-        self.reduce_blocks(&Blocks::even(elements, reduction.element_bytes(), self.size), reduction, in_place)
-    }
-
-    /// As [`reduce_scatter`](Self::reduce_scatter), with blocks of these elements, one a rank.
     pub(in crate::collective) fn reduce_scatterv(
         &self,
         elements: &[usize],
@@ -42,10 +32,7 @@ impl Planner {
         in_place: bool,
     ) -> Program {
         let bytes: Vec<_> = elements.iter().map(|elements| elements * reduction.element_bytes()).collect();
-        self.reduce_blocks(&Blocks::of(&bytes), reduction, in_place)
-    }
-
-    fn reduce_blocks(&self, blocks: &Blocks, reduction: &Reduction, in_place: bool) -> Program {
+        let blocks = Blocks::of(&bytes);
         let mut program = Program::default();
         let own = blocks.block(self.rank);
         let mut result = |_: &mut Program, chunk: &Range<usize>| match in_place {
@@ -57,13 +44,13 @@ impl Planner {
                 self.copy(&mut program, input(&own), output(&own));
             }
         } else if blocks.total() <= self.tuning.reduced_small_bytes_max || self.pairwise(reduction) {
-            self.pairwise_reduce_scatter(&mut program, blocks, reduction, &mut result);
+            self.pairwise_reduce_scatter(&mut program, &blocks, reduction, &mut result);
         } else {
             let mut partial = |program: &mut Program, chunk: &Range<usize>| match in_place {
                 true => output(chunk),
                 false => program.scratch(chunk.len()),
             };
-            self.ring_reduce_scatter(&mut program, blocks, reduction, &mut partial, &mut result);
+            self.ring_reduce_scatter(&mut program, &blocks, reduction, &mut partial, &mut result);
         }
         program
     }

@@ -229,7 +229,9 @@ impl Communicator {
     pub(super) fn check_location(&self, what: &str, its: Location) -> Result<()> {
         match self.device.location() {
             ours if ours == its => Ok(()),
-            ours => Err(Error::Misuse(format!("this communicator works on {ours}, and the {what} is on {its}"))),
+            ours => {
+                Err(Error::Misuse(format!("this communicator works on {ours}, and the {what} is on {its}")))
+            }
         }
     }
 

@@ -1,16 +1,17 @@
 //! Every operation on every rank, in any order of events, against the plainest reference.
 
-mod reference;
+mod cost;
 mod world;
 
 use proptest::prelude::*;
 
-use self::reference::{DTYPES, OPS, elements, reduced};
-use self::world::{Part, Random, run};
+use self::world::{Part, run};
 use super::{Planner, Tuning};
 use crate::collective::ReduceOp;
 use crate::collective::program::Program;
+use crate::collective::random::Random;
 use crate::collective::reduction::Reduction;
+use crate::collective::reference::{DTYPES, Data, OPS, elements, one_nan, reduced};
 use crate::tensor::DType;
 
 /// A group, and what its ranks do in one operation.
@@ -57,7 +58,7 @@ impl Case {
     }
 
     fn in_place(&self, rank: usize) -> bool {
-        self.in_place >> rank & 1 == 1
+        self.in_place.checked_shr(rank as u32).unwrap_or(0) & 1 == 1
     }
 
     /// The outputs. Every rank has heard of all.
@@ -68,9 +69,20 @@ impl Case {
     }
 
     /// Every rank's input.
-    fn inputs(&self, dtype: DType, op: ReduceOp, counts: impl Fn(usize) -> usize) -> Vec<Vec<u8>> {
+    fn inputs(
+        &self,
+        dtype: DType,
+        op: ReduceOp,
+        data: Data,
+        counts: impl Fn(usize) -> usize,
+    ) -> Vec<Vec<u8>> {
         let mut random = Random(!self.seed);
-        (0..self.size).map(|rank| elements(dtype, op, counts(rank), &mut random)).collect()
+        (0..self.size).map(|rank| elements(dtype, op, data, counts(rank), &mut random)).collect()
+    }
+
+    /// Every rank's input, if nobody computes with it.
+    fn bytes(&self, counts: impl Fn(usize) -> usize) -> Vec<Vec<u8>> {
+        self.inputs(DType::UInt8, ReduceOp::Sum, Data::Bits, counts)
     }
 
     /// In place the input is the output.
@@ -90,7 +102,7 @@ proptest! {
         case in cases(), (dtype, op) in reductions(), count in 0..60_usize,
     ) {
         let reduction = Reduction::new(dtype, op, case.size).unwrap();
-        let inputs = case.inputs(dtype, op, |_| count);
+        let inputs = case.inputs(dtype, op, Data::Exact, |_| count);
         let outputs = case.run(|rank| {
             let program = case.planner(rank).all_reduce(count, &reduction, case.in_place(rank));
             case.same_place(rank, program, &inputs[rank])
@@ -99,11 +111,56 @@ proptest! {
     }
 
     #[test]
+    fn an_all_reduce_gives_the_same_bits_to_every_rank_and_in_every_run(
+        case in cases(), (dtype, op) in reductions(), count in 0..60_usize, other_seed in any::<u64>(),
+    ) {
+        let reduction = Reduction::new(dtype, op, case.size).unwrap();
+        let inputs = case.inputs(dtype, op, Data::Bits, |_| count);
+        let run = |case: &Case| case.run(|rank| {
+            let program = case.planner(rank).all_reduce(count, &reduction, case.in_place(rank));
+            case.same_place(rank, program, &inputs[rank])
+        });
+        let outputs = run(&case);
+        prop_assert!(outputs.iter().all(|output| *output == outputs[0]));
+        let again = run(&Case { seed: other_seed, ..case.clone() });
+        prop_assert!(outputs == again);
+        // Which of several NaNs an addition gives may depend on whether it is done in place.
+        let elsewhere = run(&Case { in_place: !case.in_place, ..case });
+        prop_assert_eq!(one_nan(dtype, &outputs[0]), one_nan(dtype, &elsewhere[0]));
+    }
+
+    #[test]
+    fn pairwise_the_order_is_that_of_ranks_and_halves_are_rounded_once(
+        case in cases(), (dtype, op) in reductions(), count in 0..60_usize, rooted in any::<bool>(),
+    ) {
+        let pairwise = |tuning| Tuning {
+            reduced_small_bytes_max: 0,
+            rooted_small_bytes_max: 0,
+            pairwise_ranks_max: 8,
+            ..tuning
+        };
+        let case = Case { tuning: pairwise(case.tuning), ..case };
+        let reduction = Reduction::new(dtype, op, case.size).unwrap();
+        let rooted = rooted && reduction.widens();
+        let inputs = case.inputs(dtype, op, Data::Uneven, |_| count);
+        let outputs = case.run(|rank| {
+            let (planner, in_place) = (case.planner(rank), case.in_place(rank));
+            let program = match rooted {
+                true => planner.reduce(count, &reduction, case.root, in_place),
+                false => planner.all_reduce(count, &reduction, in_place),
+            };
+            case.same_place(rank, program, &inputs[rank])
+        });
+        let rank = if rooted { case.root } else { case.size - 1 };
+        prop_assert_eq!(one_nan(dtype, &outputs[rank]), one_nan(dtype, &reduced(dtype, op, &inputs)));
+    }
+
+    #[test]
     fn a_reduce_gives_the_root_the_reduction_and_changes_no_input(
         case in cases(), (dtype, op) in reductions(), count in 0..60_usize,
     ) {
         let reduction = Reduction::new(dtype, op, case.size).unwrap();
-        let inputs = case.inputs(dtype, op, |_| count);
+        let inputs = case.inputs(dtype, op, Data::Exact, |_| count);
         let outputs = case.run(|rank| {
             let program = case.planner(rank).reduce(count, &reduction, case.root, case.in_place(rank));
             match rank == case.root || case.in_place(rank) {
@@ -125,24 +182,18 @@ proptest! {
         case in cases(),
         (dtype, op) in reductions(),
         counts in prop::collection::vec(0..20_usize, 8),
-        even in any::<bool>(),
     ) {
         let reduction = Reduction::new(dtype, op, case.size).unwrap();
-        let total: usize = counts[..case.size].iter().sum();
-        // The first ones are larger.
-        let share = |rank: usize| (total + case.size - 1 - rank) / case.size;
-        let counts: Vec<_> = (0..case.size).map(|rank| if even { share(rank) } else { counts[rank] }).collect();
-        let inputs = case.inputs(dtype, op, |_| total);
+        let counts = &counts[..case.size];
+        let total: usize = counts.iter().sum();
+        let inputs = case.inputs(dtype, op, Data::Exact, |_| total);
         let block = |rank: usize| {
             let at: usize = counts[..rank].iter().sum();
             at * dtype.item_bytes()..(at + counts[rank]) * dtype.item_bytes()
         };
         let outputs = case.run(|rank| {
-            let (planner, in_place) = (case.planner(rank), case.in_place(rank));
-            let program = match even {
-                true => planner.reduce_scatter(total, &reduction, in_place),
-                false => planner.reduce_scatterv(&counts, &reduction, in_place),
-            };
+            let in_place = case.in_place(rank);
+            let program = case.planner(rank).reduce_scatterv(counts, &reduction, in_place);
             match in_place {
                 true => Part::within(program, &inputs[rank], 0, inputs[rank].len()),
                 false => Part::apart(program, inputs[rank].clone(), block(rank).len()),
@@ -157,7 +208,7 @@ proptest! {
 
     #[test]
     fn a_broadcast_gives_every_rank_the_roots_bytes(case in cases(), bytes in 0..200_usize) {
-        let inputs = case.inputs(DType::UInt8, ReduceOp::Sum, |_| bytes);
+        let inputs = case.bytes(|_| bytes);
         let outputs = case.run(|rank| {
             let program = case.planner(rank).broadcast(bytes, case.root, case.in_place(rank));
             match rank == case.root {
@@ -170,16 +221,13 @@ proptest! {
 
     #[test]
     fn an_all_gather_gives_every_rank_all_blocks(
-        case in cases(), bytes in prop::collection::vec(0..40_usize, 8), equal in any::<bool>(),
+        case in cases(), bytes in prop::collection::vec(0..40_usize, 8),
     ) {
-        let bytes: Vec<_> = (0..case.size).map(|rank| bytes[if equal { 0 } else { rank }]).collect();
-        let inputs = case.inputs(DType::UInt8, ReduceOp::Sum, |rank| bytes[rank]);
+        let bytes = &bytes[..case.size];
+        let inputs = case.bytes(|rank| bytes[rank]);
         let outputs = case.run(|rank| {
-            let (planner, in_place) = (case.planner(rank), case.in_place(rank));
-            let program = match equal {
-                true => planner.all_gather(bytes[0], in_place),
-                false => planner.all_gatherv(&bytes, in_place),
-            };
+            let in_place = case.in_place(rank);
+            let program = case.planner(rank).all_gatherv(bytes, in_place);
             let (at, total) = (bytes[..rank].iter().sum(), bytes.iter().sum());
             match in_place {
                 true => Part::within(program, &inputs[rank], at, total),
@@ -191,7 +239,7 @@ proptest! {
 
     #[test]
     fn a_gather_gives_the_root_all_blocks(case in cases(), bytes in 0..40_usize) {
-        let inputs = case.inputs(DType::UInt8, ReduceOp::Sum, |_| bytes);
+        let inputs = case.bytes(|_| bytes);
         let outputs = case.run(|rank| {
             let program = case.planner(rank).gather(bytes, case.root);
             Part::apart(program, inputs[rank].clone(), if rank == case.root { bytes * case.size } else { 0 })
@@ -201,7 +249,7 @@ proptest! {
 
     #[test]
     fn a_scatter_gives_every_rank_its_block(case in cases(), bytes in 0..40_usize) {
-        let inputs = case.inputs(DType::UInt8, ReduceOp::Sum, |_| bytes);
+        let inputs = case.bytes(|_| bytes);
         let outputs = case.run(|rank| {
             let program = case.planner(rank).scatter(bytes, case.root);
             Part::apart(program, if rank == case.root { inputs.concat() } else { Vec::new() }, bytes)
@@ -211,7 +259,7 @@ proptest! {
 
     #[test]
     fn an_all_to_all_gives_every_rank_its_block_of_each(case in cases(), bytes in 0..40_usize) {
-        let inputs = case.inputs(DType::UInt8, ReduceOp::Sum, |_| bytes * case.size);
+        let inputs = case.bytes(|_| bytes * case.size);
         let outputs = case.run(|rank| {
             Part::apart(case.planner(rank).all_to_all(bytes), inputs[rank].clone(), bytes * case.size)
         });
@@ -232,10 +280,12 @@ proptest! {
     ) {
         let (sender, receiver) = if swapped { (1, 0) } else { (0, 1) };
         let tuning = Tuning::default();
-        let input = elements(DType::UInt8, ReduceOp::Sum, bytes, &mut Random(!seed));
+        let input = elements(DType::UInt8, ReduceOp::Sum, Data::Bits, bytes, &mut Random(!seed));
+        let answering = Planner::new(receiver, 2, tuning).recv(sender, bytes);
+        prop_assert_eq!(answering.sends[0].after, answering.steps.len(), "once all is there");
         let mut parts = vec![
             Part::apart(Planner::new(sender, 2, tuning).send(receiver, bytes), input.clone(), 0),
-            Part::apart(Planner::new(receiver, 2, tuning).recv(sender, bytes), Vec::new(), bytes),
+            Part::apart(answering, Vec::new(), bytes),
         ];
         if swapped {
             parts.swap(0, 1);
@@ -243,5 +293,93 @@ proptest! {
         let (outputs, heard) = run(parts, seed);
         prop_assert_eq!(&outputs[receiver], &input);
         prop_assert_eq!(heard, [3, 3]);
+    }
+}
+
+/// With every algorithm's real sizes: several chunks, and a last one that is not full.
+#[test]
+fn large_payloads_are_reduced_by_default() {
+    for (dtype, size, count) in
+        [(DType::Float32, 2, 150_001), (DType::BFloat16, 3, 400_001), (DType::Int32, 9, 50_000)]
+    {
+        let op = ReduceOp::Sum;
+        let case = Case { size, tuning: Tuning::default(), root: 0, in_place: 0b101, seed: 7 };
+        let reduction = Reduction::new(dtype, op, size).unwrap();
+        let inputs = case.inputs(dtype, op, Data::Exact, |_| count);
+        let outputs = case.run(|rank| {
+            let program = case.planner(rank).all_reduce(count, &reduction, case.in_place(rank));
+            case.same_place(rank, program, &inputs[rank])
+        });
+        assert!(outputs.iter().all(|output| *output == reduced(dtype, op, &inputs)), "{dtype}, {size} ranks");
+    }
+}
+
+/// Powers of two, and what is beside them.
+#[test]
+fn the_rounds_of_small_operations_are_as_few_as_there_can_be() {
+    let tuning = Tuning::default();
+    for (size, rounds) in [(1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (8, 3), (9, 4), (16, 4), (17, 5), (33, 6)]
+    {
+        for rank in 0..size {
+            let planner = Planner::new(rank, size, tuning);
+            let reduction = Reduction::new(DType::BFloat16, ReduceOp::Sum, size).unwrap();
+            let sends = |program: Program| program.sends.len();
+            assert_eq!(sends(planner.barrier()), rounds);
+            assert_eq!(sends(planner.broadcast(100, size / 2, false)), rounds);
+            assert_eq!(sends(planner.reduce(100, &reduction, size / 2, false)), rounds);
+            if size.is_power_of_two() {
+                assert_eq!(sends(planner.all_reduce(100, &reduction, false)), rounds);
+            }
+        }
+    }
+}
+
+/// The β of the tables, to the byte: nothing waits that could move.
+#[test]
+fn large_operations_take_as_long_as_their_tables_say() {
+    const CHUNK: usize = 64;
+    const CHUNKS: usize = 20;
+    let tuning = |pairwise_ranks_max| Tuning {
+        chunk_bytes: CHUNK,
+        gathered_small_bytes_max: 0,
+        reduced_small_bytes_max: 0,
+        rooted_small_bytes_max: 0,
+        pairwise_ranks_max,
+    };
+    for size in 2..9 {
+        let block = CHUNKS * CHUNK;
+        let (whole, root) = (size * block, size - 1);
+        let reduction = |dtype| Reduction::new(dtype, ReduceOp::Sum, size).unwrap();
+        let (float, half) = (reduction(DType::Float32), reduction(DType::BFloat16));
+        let taken = |pairwise_ranks_max, program: &dyn Fn(Planner) -> Program| {
+            let planner = |rank| Planner::new(rank, size, tuning(pairwise_ranks_max));
+            let programs: Vec<_> = (0..size).map(|rank| program(planner(rank))).collect();
+            cost::duration(&programs)
+        };
+        let others = (size - 1) * block;
+        let chain = whole + (size - 2) * CHUNK;
+        for (name, expected, taken) in [
+            ("all-gather", others, taken(0, &|rank| rank.all_gatherv(&vec![block; size], true))),
+            (
+                "reduce-scatter, ring",
+                others,
+                taken(0, &|rank| rank.reduce_scatterv(&vec![block / 4; size], &float, true)),
+            ),
+            (
+                "reduce-scatter, pairwise",
+                others,
+                taken(8, &|rank| rank.reduce_scatterv(&vec![block / 4; size], &float, true)),
+            ),
+            ("all-reduce, ring", 2 * others, taken(0, &|rank| rank.all_reduce(whole / 4, &float, true))),
+            ("all-reduce, pairwise", 2 * others, taken(8, &|rank| rank.all_reduce(whole / 4, &float, true))),
+            ("all-to-all", others, taken(0, &|rank| rank.all_to_all(block))),
+            ("gather", others, taken(0, &|rank| rank.gather(block, root))),
+            ("scatter", others, taken(0, &|rank| rank.scatter(block, root))),
+            ("broadcast", chain, taken(0, &|rank| rank.broadcast(whole, root, true))),
+            ("reduce", chain, taken(0, &|rank| rank.reduce(whole / 4, &float, root, true))),
+            ("reduce, halves", 2 * others, taken(0, &|rank| rank.reduce(whole / 2, &half, root, true))),
+        ] {
+            assert_eq!(taken, expected, "{name} of {size} ranks");
+        }
     }
 }

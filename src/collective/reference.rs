@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::world::Random;
-use crate::collective::ReduceOp;
+use super::ReduceOp;
+use super::random::Random;
 use crate::tensor::DType;
 
 /// Every dtype that can be reduced.
@@ -38,22 +38,64 @@ fn parts(dtype: DType) -> DType {
     }
 }
 
-/// The input of one rank. Sums and products of floats are exact in any order.
-pub(super) fn elements(dtype: DType, op: ReduceOp, count: usize, random: &mut Random) -> Vec<u8> {
+/// What the elements of an input are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Data {
+    /// Floats are such that sums and products are exact, in any order.
+    Exact,
+    /// Between -1 and 1, which can't be added without rounding.
+    Uneven,
+    /// Any bits, the special ones often.
+    Bits,
+}
+
+/// The input of one rank.
+pub(super) fn elements(dtype: DType, op: ReduceOp, data: Data, count: usize, random: &mut Random) -> Vec<u8> {
     let part = parts(dtype);
     let numbers = count * (dtype.item_bytes() / part.item_bytes());
-    let number = |random: &mut Random| match op {
-        ReduceOp::Prod => [1.0, 2.0, -1.0, 0.5, -0.5][random.below(5)],
-        _ => random.below(64) as f64 - 32.0,
+    (0..numbers).flat_map(|_| element(part, op, data, random)).collect()
+}
+
+fn element(dtype: DType, op: ReduceOp, data: Data, random: &mut Random) -> Vec<u8> {
+    let number = match (data, op) {
+        (Data::Exact, ReduceOp::Prod) => [1.0, 2.0, -1.0, 0.5, -0.5][random.below(5)],
+        (Data::Exact, _) => random.below(64) as f64 - 32.0,
+        (Data::Uneven, _) => random.next() as i64 as f64 / 2.0_f64.powi(63),
+        (Data::Bits, _) => match random.below(4) {
+            0 => [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0][random.below(5)],
+            1 => [f64::from(f16::MAX), f64::from(f32::MAX), 1e-7, -1e-40][random.below(4)],
+            _ => return random.next().to_le_bytes()[..dtype.item_bytes()].to_vec(),
+        },
     };
-    (0..numbers)
-        .flat_map(|_| match part {
-            DType::Float16 => f16::from_f64(number(random)).to_le_bytes().to_vec(),
-            DType::BFloat16 => bf16::from_f64(number(random)).to_le_bytes().to_vec(),
-            DType::Float32 => (number(random) as f32).to_le_bytes().to_vec(),
-            DType::Float64 => number(random).to_le_bytes().to_vec(),
-            integer => random.next().to_le_bytes()[..integer.item_bytes()].to_vec(),
-        })
+    match dtype {
+        DType::Float16 => f16::from_f64(number).to_le_bytes().to_vec(),
+        DType::BFloat16 => bf16::from_f64(number).to_le_bytes().to_vec(),
+        DType::Float32 => (number as f32).to_le_bytes().to_vec(),
+        DType::Float64 => number.to_le_bytes().to_vec(),
+        integer => random.next().to_le_bytes()[..integer.item_bytes()].to_vec(),
+    }
+}
+
+/// The bytes, with one NaN for all: of several, which one an addition gives is nobody's promise.
+pub(super) fn one_nan(dtype: DType, bytes: &[u8]) -> Vec<u8> {
+    let part = parts(dtype);
+    let nan = match part {
+        DType::Float16 => f16::NAN.to_le_bytes().to_vec(),
+        DType::BFloat16 => bf16::NAN.to_le_bytes().to_vec(),
+        DType::Float32 => f32::NAN.to_le_bytes().to_vec(),
+        DType::Float64 => f64::NAN.to_le_bytes().to_vec(),
+        _ => return bytes.to_vec(),
+    };
+    let is_nan = |bytes: &[u8]| match part {
+        DType::Float16 => f16::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+        DType::BFloat16 => bf16::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+        DType::Float32 => f32::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+        _ => f64::from_le_bytes(bytes.try_into().unwrap()).is_nan(),
+    };
+    bytes
+        .chunks_exact(nan.len())
+        .flat_map(|element| if is_nan(element) { &nan } else { element })
+        .copied()
         .collect()
 }
 
