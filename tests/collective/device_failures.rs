@@ -98,10 +98,12 @@ on_fakes!(an_operation_that_nccl_does_not_end_ends_at_the_deadline, "", async ||
     let (tensor, gate) = late(&ones()).await;
     let mut inputs = vec![tensor, on_gpu(&ones()).await];
     let calls = groups.into_iter().map(|group| (group, inputs.remove(0))).collect();
-    let errors = each(calls, |(group, input)| async move {
-        group.all_reduce(&input, ReduceOp::Sum).await.unwrap_err()
-    })
-    .await;
+    let errors =
+        each(
+            calls,
+            |(group, input)| async move { group.all_reduce(&input, ReduceOp::Sum).await.unwrap_err() },
+        )
+        .await;
     // One comes first, and tells the other.
     let timeouts = errors.iter().filter(|error| matches!(error, Error::Timeout { .. })).count();
     assert!(timeouts > 0, "{errors:?}");
@@ -112,20 +114,24 @@ on_fakes!(an_operation_that_nccl_does_not_end_ends_at_the_deadline, "", async ||
     drop(gate);
 });
 
-on_fakes!(what_nccl_refuses_at_one_rank_ends_the_operation_of_all, "rank=0,fail=ncclAllReduce:2:3", async || {
-    let errors = each(group(3, &config()).await, |group| async move {
-        let input = on_gpu(&ones()).await;
-        let error = group.all_reduce(&input, ReduceOp::Sum).await.unwrap_err();
-        assert!(matches!(group.destroy().await, Err(Error::GroupBroken { .. })));
-        error
-    })
-    .await;
-    assert!(matches!(&errors[0], Error::Nccl { call: "ncclAllReduce", code: 3, .. }), "{}", errors[0]);
-    for error in &errors[1..] {
-        assert!(matches!(error, Error::PeerAborted { .. }), "{error}");
-        assert!(error.to_string().contains("ncclAllReduce"), "{error}");
+on_fakes!(
+    what_nccl_refuses_at_one_rank_ends_the_operation_of_all,
+    "rank=0,fail=ncclAllReduce:2:3",
+    async || {
+        let errors = each(group(3, &config()).await, |group| async move {
+            let input = on_gpu(&ones()).await;
+            let error = group.all_reduce(&input, ReduceOp::Sum).await.unwrap_err();
+            assert!(matches!(group.destroy().await, Err(Error::GroupBroken { .. })));
+            error
+        })
+        .await;
+        assert!(matches!(&errors[0], Error::Nccl { call: "ncclAllReduce", code: 3, .. }), "{}", errors[0]);
+        for error in &errors[1..] {
+            assert!(matches!(error, Error::PeerAborted { .. }), "{error}");
+            assert!(error.to_string().contains("ncclAllReduce"), "{error}");
+        }
     }
-});
+);
 
 on_fakes!(a_mismatch_is_found_before_nccl_is_asked, "", async || {
     let errors = each(group(3, &config()).await, |group| async move {

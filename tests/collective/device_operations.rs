@@ -261,7 +261,7 @@ on_fakes!(what_nccl_has_no_type_for_is_moved_and_not_reduced, "", async || {
     assert!(ranks.iter().all(|group| group.failure().is_none()));
 });
 
-on_fakes!(results_are_put_where_earlier_ones_were, "", async || {
+on_fakes!(a_thousand_operations_keep_the_memory_of_a_few, "", async || {
     let ranks = group(2, &config()).await;
     let before = cuda().allocations;
     let most = each(ranks, |group| async move {
