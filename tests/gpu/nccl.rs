@@ -439,6 +439,7 @@ fn all_of_this_runs_on_the_fakes() {
         .args(["nccl::", "--nocapture", "--test-threads=2"])
         .env(WITHIN, "1")
         .env("LD_LIBRARY_PATH", kvpipe_fake_cuda::library_folder().unwrap())
+        .env("KVPIPE_FAKE_CUDA", "waits")
         .env("KVPIPE_NCCL_SO_PATH", kvpipe_fake_nccl::library().unwrap())
         .output()
         .unwrap();
