@@ -82,11 +82,12 @@ fn rows() -> Vec<Row> {
         README.split("\n## ").find(|section| section.starts_with("What corresponds to what in vLLM"));
     let lines = section.unwrap().lines().filter(|line| line.starts_with("| `"));
     let rows = lines.map(|line| {
-        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [vllms, here, test] = cells[..] else { panic!("{line}") };
         Row { vllms, here, test }
     });
-    rows.collect()
+    // Without the heads of the tables.
+    rows.filter(|row| row.test != "test").collect()
 }
 
 /// What stands in backticks, without what is in parentheses.

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::config::{Backend, ProcessGroupConfig};
 use super::host::{Host, Members};
 use super::memory::{Input, Memory};
@@ -19,14 +21,15 @@ use crate::net::{Net, TokioNet};
 use crate::store::Store;
 use crate::tensor::{DType, Shape, TensorMut};
 use crate::transport::Ring;
-#[cfg(unix)]
 use crate::transport::timing::after;
 use crate::wire::collective::Call;
 
 /// A rank among others that compute together. See the [module](super) for the rules.
 ///
 /// It needs a tokio runtime with time and I/O, on which a task of its own keeps the connections alive.
-/// Dropping it leaves the group, without waiting for anybody.
+/// Dropping it leaves the group, without waiting for anybody; but a runtime, or a process, that ends right
+/// after that takes with it what other ranks have not received yet, so await [`destroy`](Self::destroy)
+/// before.
 pub struct ProcessGroup<N: Net = TokioNet> {
     pub(super) members: Members,
     pub(super) config: ProcessGroupConfig,
@@ -75,8 +78,10 @@ impl<N: Net> ProcessGroup<N> {
         world_size: usize,
         mut config: ProcessGroupConfig,
     ) -> Result<Self> {
+        let deadline = after(config.timeout);
+        let limit = config.timeout;
         let meeting = GroupConfig {
-            timeout: config.timeout,
+            timeout: limit,
             entropy: config.entropy.clone(),
             name: config.name.clone(),
             ..GroupConfig::default()
@@ -86,10 +91,12 @@ impl<N: Net> ProcessGroup<N> {
         // The way to the store is the way to the others.
         let local = SocketAddr::new(meeting.store().local_addr().ip(), 0);
         config.address = config.address.or(Some(local));
-        let group = Self::from_store(net, meeting.store(), rank, world_size, config).await?;
+        let mut group = Self::form(net, meeting.store(), rank, world_size, config, deadline).await?;
         // Nobody needs the store any more once all have come through here.
+        group.config.timeout = left(deadline);
         group.barrier().await?;
-        meeting.close(group.config.timeout).await?;
+        group.config.timeout = limit;
+        meeting.close(left(deadline)).await?;
         Ok(group)
     }
 
@@ -112,12 +119,22 @@ impl<N: Net> ProcessGroup<N> {
         world_size: usize,
         config: ProcessGroupConfig,
     ) -> Result<Self> {
+        let deadline = after(config.timeout);
+        Self::form(net, store, rank, world_size, config, deadline).await
+    }
+
+    async fn form(
+        net: N,
+        store: &impl Store,
+        rank: usize,
+        world_size: usize,
+        config: ProcessGroupConfig,
+        deadline: Instant,
+    ) -> Result<Self> {
         Ring::new(rank, world_size)?;
         let members = Members { rank, size: world_size };
         let address = config.address.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0));
-        #[cfg(unix)]
-        let deadline = after(config.timeout);
-        let host = Host::form(net, store, members, address, config.tcp()).await?;
+        let host = Host::form(net, store, members, address, config.tcp(), deadline).await?;
         let planner = Planner::new(rank, world_size, Default::default());
         #[cfg(unix)]
         let nccl = match &config.backend {
@@ -225,6 +242,10 @@ impl<N: Net> ProcessGroup<N> {
         self.host.run(checked.parties, &call, &program, memory, self.config.timeout).await?;
         Ok(output)
     }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }
 
 impl<N: Net> fmt::Debug for ProcessGroup<N> {

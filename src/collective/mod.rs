@@ -34,7 +34,8 @@
 //! [`Error::PeerIncompatible`](crate::Error::PeerIncompatible), which names both sides; it is never a
 //! hang, and never a wrong number.
 //!
-//! A group that has failed is broken for good: the operation that failed says why, and all later ones
+//! A failure is everybody's at once: a rank that is behind may hear of it while it still waits in an earlier
+//! operation. A group that has failed is broken for good: the operation that failed says why, and all later ones
 //! give [`Error::GroupBroken`](crate::Error::GroupBroken). Connections are not resumed, for a reduction
 //! can't be done by halves. What is left of the ranks may form a new group.
 //!
@@ -42,19 +43,38 @@
 //! |---|---|
 //! | a rank's process ends, or leaves too early | at once, [`PeerGone`](crate::Error::PeerGone) |
 //! | a rank is frozen or cut off | after the heartbeat limit, `PeerGone` |
-//! | a rank does not call | after [`timeout`](ProcessGroupConfig::timeout), [`Timeout`](crate::Error::Timeout) |
+//! | a rank does not call | after [`timeout`](ProcessGroupConfig::timeout): [`Timeout`](crate::Error::Timeout) where it passes first, and its words in a [`PeerAborted`](crate::Error::PeerAborted) elsewhere |
 //! | a rank's call is refused there ([`Misuse`](crate::Error::Misuse)) | nothing was begun there; as if it did not call |
-//! | the future of a call is dropped before its end | at once, [`PeerAborted`](crate::Error::PeerAborted) |
+//! | the future of a call is dropped before its end | at once, `PeerAborted` |
 //!
 //! A future must be polled until its end, and a group's runtime must run: a rank whose runtime stands
 //! still for the heartbeat limit looks frozen.
 //!
 //! # Numbers
 //!
-//! Results are bitwise the same on every rank, and from run to run: the order in which elements are
+//! On the host, results are bitwise the same on every rank, and from run to run: the order in which elements are
 //! combined depends on nothing but the number of ranks and the size. Integers wrap, their mean is cut
 //! towards zero. 16-bit floats are accumulated in `float32` and rounded once. Minimum and maximum give NaN
 //! if any element is one, and hold -0 to be below 0. Complex tensors can be summed and averaged.
+//!
+//! # On NCCL
+//!
+//! A group of [`Backend::Nccl`] works on tensors of one device for each rank, with the same calls and the
+//! same rules; only these differ:
+//!
+//! - All ranks agree over TCP before NCCL is asked. That costs each operation a
+//!   [`barrier`](ProcessGroup::barrier) on the host, ⌈log₂ p⌉ messages one after the other, or a message
+//!   each way where it concerns two ranks. It is what makes a mismatch an error: NCCL would hang, or write
+//!   wrong numbers.
+//! - While NCCL works, the connections between the hosts are looked after. When the group fails, NCCL is
+//!   aborted at every rank, without waiting for it.
+//! - Numbers are NCCL's: the order in which it combines elements is its own, which depends on its version
+//!   and on the machines, and it reduces no `bool`, no 16-bit integers, no 8-bit floats and no complex
+//!   numbers. Other operations take every dtype.
+//! - It uses a stream of the group's own, after the [`ready`](crate::device::DeviceBuffer::ready) event of
+//!   the input, and returns when the device is done: a result can be used at once.
+//! - Results for which the caller gives no memory come from a
+//!   [`DevicePool`](crate::device::DevicePool). Drop one only when no stream of yours uses it any more.
 //!
 //! # Other wires
 //!

@@ -58,7 +58,8 @@ impl Nccl {
         let pool = DevicePool::new(&device, POOL_IDLE_BYTES_MAX);
         let config = CommunicatorConfig {
             connect_timeout: limit,
-            operation_timeout: limit,
+            // The deadline is that of the whole operation, and the group's to keep.
+            operation_timeout: Duration::MAX,
             ..CommunicatorConfig::default()
         };
         let communicator = match (members.size, library) {

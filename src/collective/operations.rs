@@ -144,7 +144,8 @@ impl<N: Net> ProcessGroup<N> {
     /// See [above](#operations).
     pub async fn all_gather(&self, input: &Tensor) -> Result<Tensor> {
         let (rows, row) = input.shape().rows();
-        let output = self.output(input.dtype(), Shape::of_rows(rows * self.size(), row)?).await?;
+        let output =
+            self.output(input.dtype(), Shape::of_rows(total(&vec![rows; self.size()])?, row)?).await?;
         self.all_gather_into(input, output).await.map(TensorMut::freeze)
     }
 
@@ -278,7 +279,9 @@ impl<N: Net> ProcessGroup<N> {
     pub async fn gather(&self, input: &Tensor, root: usize) -> Result<Option<Tensor>> {
         let (rows, row) = input.shape().rows();
         let output = match root == self.rank() {
-            true => Some(self.output(input.dtype(), Shape::of_rows(rows * self.size(), row)?).await?),
+            true => Some(
+                self.output(input.dtype(), Shape::of_rows(total(&vec![rows; self.size()])?, row)?).await?,
+            ),
             false => None,
         };
         Ok(self.gather_into(input, output, root).await?.map(TensorMut::freeze))

@@ -132,7 +132,9 @@ impl Request<'_> {
         let missing = || Error::Misuse(format!("{} needs a tensor here", self.operation.name()));
         let whole_of = |shape: &Shape, rows: &Option<Vec<usize>>| {
             let (own, row) = shape.rows();
-            let all = rows.as_ref().map_or(Ok(own * size), |rows| sum(rows, size))?;
+            let even =
+                || own.checked_mul(size).ok_or_else(|| Error::Misuse("more rows than can be counted".into()));
+            let all = rows.as_ref().map_or_else(even, |rows| sum(rows, size))?;
             Shape::of_rows(all, row)
         };
         let part_of = |shape: &Shape, rows: &Option<Vec<usize>>| {
@@ -189,7 +191,9 @@ impl Request<'_> {
     fn parts(&self, dtype: DType, part: &Shape, whole: &Shape, size: usize) -> Result<Vec<usize>> {
         let rows = match &self.operation {
             Operation::AllGather { rows: Some(rows) } | Operation::ReduceScatter { rows: Some(rows), .. } => {
-                sum(rows, size)?;
+                if sum(rows, size)? != whole.rows().0 {
+                    return Err(Error::Misuse(format!("{rows:?} are not the rows of a tensor {whole}")));
+                }
                 rows.clone()
             }
             Operation::AllGather { .. }
@@ -267,12 +271,8 @@ impl Request<'_> {
             }
             _ => {}
         }
-        // In place the output is the larger of the two, and the reduced part of it comes back.
-        let taken = if in_place {
-            given.into_iter().chain(taken).max_by_key(|shape| shape.element_count())
-        } else {
-            taken
-        };
+        // In place, input and output are the same memory, or one is a part of the other.
+        let taken = if in_place { Some(whole) } else { taken };
         match (&self.output, taken) {
             (Some(output), Some(shape)) if (output.dtype(), output.shape()) != (dtype, shape) => {
                 let found = format!("{} {}", output.dtype(), output.shape());

@@ -61,9 +61,11 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 pub enum GroupFrame {
     /// The sender has begun an operation, which all messages that follow belong to.
     Begin {
-        /// Its place in the order of the group's operations, from 0; for one between two ranks, in the
-        /// order of those from the one to the other.
+        /// How many operations of the whole group the sender has ended: the place of this one in their
+        /// order, if it is one of them.
         operation: u64,
+        /// For an operation between two ranks: its place in the order of those from the one to the other.
+        pair: Option<u64>,
         /// What it is.
         call: Call,
     },
@@ -160,9 +162,10 @@ mod tag {
 impl Message for GroupFrame {
     fn write(&self, out: &mut Writer<'_>) {
         match self {
-            Self::Begin { operation, call } => {
+            Self::Begin { operation, pair, call } => {
                 out.put(&tag::BEGIN);
                 out.put(operation);
+                out.put(pair);
                 out.put(&call.digest);
                 out.put(call.words.as_str());
             }
@@ -182,9 +185,9 @@ impl Message for GroupFrame {
     fn read(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(match input.take()? {
             tag::BEGIN => {
-                let (operation, digest) = (input.take()?, input.take()?);
+                let (operation, pair, digest) = (input.take()?, input.take()?, input.take()?);
                 let words = Text::read("call", input)?;
-                Self::Begin { operation, call: Call { words, digest } }
+                Self::Begin { operation, pair, call: Call { words, digest } }
             }
             tag::PART => Self::Part { bytes: input.take()? },
             tag::ABORT => Self::Abort(Verdict::read(input)?),

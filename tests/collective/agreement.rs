@@ -193,3 +193,86 @@ async fn what_can_not_be_is_refused_and_breaks_nothing() {
         assert!(texts[5].contains("bool"), "{}", texts[5]);
     }
 }
+
+/// Ranks whose algorithms wait for others than those that call something else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mismatch_is_found_whomever_a_rank_waits_for() {
+    const LARGE_GATHER: Named = (
+        |group| Box::pin(async { group.all_gather(&zeros(1_000_000 / group.size())).await.map(drop) }),
+        "all_gather of float32 [1000000] in all",
+    );
+    const SMALL_REDUCE: Named = (
+        |group| Box::pin(async { group.reduce(&zeros(4), ReduceOp::Sum, 0).await.map(drop) }),
+        "reduce(sum) of float32 [4] to rank 0",
+    );
+    const LARGE_BROADCAST: Named = (
+        |group| {
+            Box::pin(async {
+                let own = (group.rank() == 0).then(|| zeros(1_000_000));
+                group.broadcast(DType::Float32, [1_000_000], own.as_ref(), 0).await.map(drop)
+            })
+        },
+        "broadcast of float32 [1000000] from rank 0",
+    );
+    const SCATTER: Named = (
+        |group| {
+            Box::pin(async {
+                let own = (group.rank() == 0).then(|| zeros(4 * group.size()));
+                group.scatter(DType::Float32, [4], own.as_ref(), 0).await.map(drop)
+            })
+        },
+        "scatter of float32 [4] each from rank 0",
+    );
+    for size in [2, 4, 5] {
+        for most in [LARGE_GATHER, LARGE_SUM, LARGE_BROADCAST] {
+            // A million can't be divided by three.
+            for other in [SMALL_REDUCE, SCATTER, GATHER, FROM_0] {
+                for odd in [0, size / 2, size - 1] {
+                    disagree(size, odd, most, other).await;
+                    disagree(size, odd, other, most).await;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_send_in_front_of_what_all_others_call_is_a_mismatch() {
+    for receiver in [1, 2] {
+        let ranks = group(4, &config()).await;
+        let errors = each(ranks, move |group| async move {
+            match group.rank() {
+                0 => group.send(&zeros(4), receiver).await.unwrap_err(),
+                _ => group.all_reduce(&zeros(1_000_000), ReduceOp::Sum).await.unwrap_err(),
+            }
+        })
+        .await;
+        for (rank, error) in errors.iter().enumerate() {
+            let text = error.to_string();
+            let send =
+                format!("rank 0 calls send of float32 [4] from rank 0 to rank {receiver} as operation 0");
+            assert!(text.contains(&send), "rank {rank}: {text}");
+            let other = format!("rank {receiver} calls all_reduce(sum) of float32 [1000000] as operation 0");
+            assert!(text.contains(&other), "rank {rank}: {text}");
+        }
+    }
+}
+
+/// What two ranks do between them is in nobody's way who has not begun with what comes next.
+#[tokio::test(flavor = "multi_thread")]
+async fn sends_between_two_may_meet_what_all_call_next() {
+    let ranks = group(4, &config()).await;
+    each(ranks, |group| async move {
+        for round in 0..30 {
+            let (a, b) = (round % 4, (round * 7 + 1) % 4);
+            if a != b && group.rank() == a {
+                group.send(&zeros(round), b).await.unwrap();
+            } else if a != b && group.rank() == b {
+                group.recv(DType::Float32, [round], a).await.unwrap();
+            }
+            group.reduce(&zeros(4), ReduceOp::Sum, b).await.unwrap();
+            group.all_gather(&zeros(round * 1000)).await.unwrap();
+        }
+    })
+    .await;
+}

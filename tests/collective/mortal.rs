@@ -33,6 +33,11 @@ impl Mortal {
         self.0.writes.store(writes, Ordering::SeqCst);
     }
 
+    /// Dies.
+    pub(crate) fn die(&self) {
+        self.0.is_over.send_replace(true);
+    }
+
     fn is_dead(&self) -> bool {
         *self.0.is_over.borrow()
     }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::child::cuda;
-use crate::ranks::{HANG, config, device, edge, failure, ring, send_failure, tensor};
+use crate::ranks::{HANG, config, device, edge, eventually, failure, ring, send_failure, tensor};
 
 /// Both ends but for their names.
 fn endpoint(session: u8) -> Endpoint {
@@ -283,13 +283,3 @@ on_fakes!(a_receiver_that_acknowledges_what_it_never_receives_ends_the_edge, "",
     let said = "timed out after 0.5 s waiting for rank 1 to receive what it acknowledged";
     assert_eq!(send_failure(&sender).await.to_string(), said);
 });
-
-/// Polls a condition that must come true.
-async fn eventually(condition: impl Fn() -> bool) {
-    let waiting = async {
-        while !condition() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(HANG, waiting).await.expect("it does not come true");
-}

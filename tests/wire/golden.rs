@@ -87,7 +87,8 @@ fn what_an_nccl_edge_says_besides_is_frozen() {
 #[test]
 fn what_ranks_of_a_process_group_say_is_frozen() {
     let call = Call::new("broadcast of float32 [4] from rank 1");
-    assert_golden("group begin", &GroupFrame::Begin { operation: 7, call });
+    assert_golden("group begin", &GroupFrame::Begin { operation: 7, pair: None, call: call.clone() });
+    assert_golden("group begin, pair", &GroupFrame::Begin { operation: 7, pair: Some(3), call });
     assert_golden("group part", &GroupFrame::Part { bytes: 0x0102_0304_0506 });
     let verdict = |fault| collective::Verdict { fault, rank: 2, reason: "why".into() };
     assert_golden("group abort, mismatch", &GroupFrame::Abort(verdict(Fault::Mismatch)));

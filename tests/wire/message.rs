@@ -111,8 +111,11 @@ pub(crate) fn any_nccl_reply() -> impl Strategy<Value = NcclReply> {
 
 pub(crate) fn any_group_frame() -> impl Strategy<Value = GroupFrame> {
     prop_oneof![
-        (any::<u64>(), ".*")
-            .prop_map(|(operation, words)| GroupFrame::Begin { operation, call: Call::new(words) }),
+        (any::<u64>(), any::<Option<u64>>(), ".*").prop_map(|(operation, pair, words)| GroupFrame::Begin {
+            operation,
+            pair,
+            call: Call::new(words)
+        }),
         any::<u64>().prop_map(|bytes| GroupFrame::Part { bytes }),
         any_group_verdict().prop_map(GroupFrame::Abort),
         Just(GroupFrame::Alive),

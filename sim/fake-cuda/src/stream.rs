@@ -50,6 +50,8 @@ struct Table {
     alive: BTreeMap<usize, &'static StreamHandle>,
     /// Stream 0 of each device, once it was used.
     default: BTreeMap<usize, &'static StreamHandle>,
+    /// Destroyed, but perhaps not done.
+    destroyed: Vec<Arc<Stream>>,
     events: BTreeMap<usize, Arc<Event>>,
     next_event: usize,
 }
@@ -57,6 +59,7 @@ struct Table {
 static TABLE: Mutex<Table> = Mutex::new(Table {
     alive: BTreeMap::new(),
     default: BTreeMap::new(),
+    destroyed: Vec::new(),
     events: BTreeMap::new(),
     next_event: 0,
 });
@@ -69,9 +72,11 @@ pub(crate) fn count() -> (u64, u64) {
 
 pub(crate) fn synchronize_device(device: usize) {
     let streams: Vec<_> = {
-        let table = lock(&TABLE);
-        let all = table.alive.values().chain(table.default.values());
-        all.filter(|handle| handle.stream.device == device).map(|handle| Arc::clone(&handle.stream)).collect()
+        let mut table = lock(&TABLE);
+        table.destroyed.retain(|stream| !stream.is_idle());
+        let handles = table.alive.values().chain(table.default.values());
+        let all = handles.map(|handle| &handle.stream).chain(&table.destroyed);
+        all.filter(|stream| stream.device == device).map(Arc::clone).collect()
     };
     streams.iter().for_each(|stream| stream.synchronize());
 }
@@ -118,6 +123,11 @@ impl Stream {
         while queue.finished < before {
             queue = self.wait(queue);
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        let queue = lock(&self.queue);
+        queue.finished == queue.enqueued
     }
 
     fn work(&self) {
@@ -241,7 +251,11 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(handle: *mut c_void) -> Code {
             return Err(misuse(INVALID_HANDLE, "the default stream is destroyed"));
         }
         let stream = Stream::alive(handle)?;
-        lock(&TABLE).alive.remove(&handle.addr());
+        let mut table = lock(&TABLE);
+        table.alive.remove(&handle.addr());
+        table.destroyed.retain(|stream| !stream.is_idle());
+        table.destroyed.push(Arc::clone(&stream));
+        drop(table);
         lock(&stream.queue).is_destroyed = true;
         stream.changed.notify_all();
         Ok(())
@@ -262,8 +276,7 @@ pub unsafe extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> Code {
 pub unsafe extern "C" fn cuStreamQuery(stream: *mut c_void) -> Code {
     call("cuStreamQuery", || {
         let stream = Stream::alive(stream)?;
-        let queue = lock(&stream.queue);
-        if queue.finished == queue.enqueued { Ok(()) } else { Err(NOT_READY) }
+        if stream.is_idle() { Ok(()) } else { Err(NOT_READY) }
     })
 }
 

@@ -12,7 +12,7 @@ use crate::transport::tcp::connection::{FrameReader, FrameWriter, WireFrame};
 use crate::transport::tcp::handshake::Agreed;
 use crate::transport::timing::silent_for;
 use crate::wire::DecodeError;
-use crate::wire::collective::{Call, Fault, GroupFrame, GroupReply, Verdict};
+use crate::wire::collective::{Fault, GroupFrame, GroupReply, Verdict};
 
 impl WireFrame for GroupFrame {
     fn encode_into(&self, out: &mut Vec<u8>) {
@@ -110,11 +110,10 @@ impl<S: Stream> OutEdge<S> {
     }
 
     /// Says that we are alive, if that can be said now.
-    pub(super) fn speak(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
-        if self.in_message || self.left {
-            return Ok(());
+    pub(super) fn speak(&mut self, cx: &mut Context<'_>) {
+        if !self.in_message && !self.left {
+            speak(&mut self.writer, &GroupFrame::Alive, &self.link, cx);
         }
-        speak(&mut self.writer, &GroupFrame::Alive, cx).map_err(|error| self.broken(&error))
     }
 
     /// Reads and forgets until the peer has closed its end.
@@ -160,12 +159,9 @@ impl<S: Stream> InEdge<S> {
         }
     }
 
-    /// The operation that the peer has begun, if its beginning is what is read next.
-    pub(super) fn begun(&self) -> Option<(&Link, u64, &Call)> {
-        match &self.next {
-            Some(GroupFrame::Begin { operation, call }) => Some((&self.link, *operation, call)),
-            _ => None,
-        }
+    /// What has arrived and is not due yet.
+    pub(super) fn next(&self) -> Option<&GroupFrame> {
+        self.next.as_ref()
     }
 
     /// Takes the frame that [`poll_next`](Self::poll_next) showed.
@@ -219,13 +215,10 @@ impl<S: Stream> InEdge<S> {
         }
     }
 
-    /// Says that we are alive. If that can't be said, what the peer said last is still to be read, behind a
-    /// message perhaps whose turn has not come: it may be why.
+    /// Says that we are alive.
     pub(super) fn speak(&mut self, cx: &mut Context<'_>) {
-        if !self.left
-            && let Err(error) = speak(&mut self.replies, &GroupReply::Alive, cx)
-        {
-            tracing::debug!(link = %self.link, %error, "a rank has closed its end");
+        if !self.left {
+            speak(&mut self.replies, &GroupReply::Alive, &self.link, cx);
         }
     }
 
@@ -235,18 +228,19 @@ impl<S: Stream> InEdge<S> {
     }
 }
 
-/// Sends a frame if nothing is on its way, and as much of it as goes now.
+/// Sends a frame if nothing is on its way, and as much of it as goes now. If the peer has closed its end,
+/// what it said last is still to be read, behind a message perhaps whose turn has not come: it may be why.
 fn speak<W: tokio::io::AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
     frame: &impl WireFrame,
+    link: &Link,
     cx: &mut Context<'_>,
-) -> io::Result<()> {
+) {
     if !writer.is_staged() {
         writer.stage(frame, &[]);
     }
-    match writer.poll_flush(cx) {
-        Poll::Ready(written) => written,
-        Poll::Pending => Ok(()),
+    if let Poll::Ready(Err(error)) = writer.poll_flush(cx) {
+        tracing::debug!(%link, %error, "a rank has closed its end");
     }
 }
 
@@ -274,6 +268,10 @@ fn told(link: &Link, verdict: Verdict) -> Error {
     let (rank, reason) = (verdict.rank as usize, verdict.reason.to_string());
     let about = Link::new(link.local_rank, rank);
     match verdict.fault {
+        // To the rank that the finder named, it is the finder who differs.
+        Fault::Mismatch if rank == link.local_rank => {
+            Error::PeerIncompatible { link: link.clone(), mismatch: reason }
+        }
         Fault::Mismatch => Error::PeerIncompatible { link: about, mismatch: reason },
         Fault::Gone if rank != link.local_rank => {
             let reason = match rank == link.peer_rank {

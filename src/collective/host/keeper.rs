@@ -16,7 +16,6 @@ use super::mesh::{Arrival, Mesh, Out, SharedMesh};
 use crate::collective::lobby::Lobby;
 use crate::error::{Error, Result};
 use crate::net::Net;
-use crate::transport::session::TICKS;
 use crate::transport::tcp::connection::{FrameWriter, WireFrame};
 use crate::transport::tcp::door::Door;
 use crate::transport::tcp::handshake::{Candidate, Failure};
@@ -33,6 +32,8 @@ pub(super) struct Keeper<N: Net> {
     /// Which runs the ranks are.
     pub(super) sessions: Vec<SessionId>,
     pub(super) heartbeat: Duration,
+    /// How often it looks at the connections.
+    pub(super) period: Duration,
     /// Told when the user leaves the group.
     pub(super) leaving: Arc<Notify>,
 }
@@ -51,7 +52,11 @@ impl<N: Net> Keeper<N> {
             tokio::select! {
                 biased;
                 () = self.leaving.notified(), if !left => left = true,
-                Some(_told) = farewells.join_next() => {}
+                Some(told) = farewells.join_next() => {
+                    if let Err(error) = told {
+                        tracing::error!(%error, "bug in kvpipe: a farewell has not ended well");
+                    }
+                }
                 // Whoever comes now is told, too: it may be what another one waits for.
                 candidate = self.door.next() => match candidate {
                     Ok(candidate) => {
@@ -71,16 +76,13 @@ impl<N: Net> Keeper<N> {
 
     /// Until the user leaves, or the group fails: then it gives the reason.
     async fn keep(&mut self) -> Option<Arc<Error>> {
-        let mut ticker = ticker(self.heartbeat / TICKS);
+        let mut ticker = ticker(self.period);
         loop {
             tokio::select! {
                 biased;
                 failure = poll_fn(|cx| self.lobby.poll_failure(cx)) => return Some(failure),
                 () = self.leaving.notified() => return None,
-                candidate = self.door.next() => match candidate {
-                    Ok(candidate) => self.admit(candidate).await,
-                    Err(error) => self.lobby.fail(error),
-                },
+                // Before the door, at which strangers may stand in line without end.
                 _ = ticker.tick() => {
                     // An operation that is under way does it itself.
                     if let Ok(mut mesh) = self.mesh.try_lock()
@@ -89,6 +91,10 @@ impl<N: Net> Keeper<N> {
                         self.lobby.fail(error);
                     }
                 }
+                candidate = self.door.next() => match candidate {
+                    Ok(candidate) => self.admit(candidate).await,
+                    Err(error) => self.lobby.fail(error),
+                },
             }
         }
     }
@@ -159,11 +165,9 @@ struct Farewell<N: Net> {
 
 impl<N: Net> Farewell<N> {
     /// Says it, and waits a while for the rank to close its ends: a connection that is closed with bytes
-    /// unread is reset, which may destroy what we said last.
+    /// unread is reset, which may destroy what we said last, or even what we sent before.
     async fn say(mut self, dialer: Option<Dialer<N>>, heartbeat: Duration) {
-        if let Err(error) = self.tell(dialer, heartbeat).await {
-            tracing::debug!(%error, "a rank was not told of the end of its group");
-        }
+        self.tell(dialer, heartbeat).await;
         let Self { out, incoming, .. } = self;
         let [first, second] = incoming;
         let outgoing = async {
@@ -177,41 +181,47 @@ impl<N: Net> Farewell<N> {
             }
         };
         let closed = async { tokio::join!(outgoing, see_out(first), see_out(second)) };
-        if timeout(GOODBYE, closed).await.is_err() {
+        if timeout(heartbeat.max(GOODBYE), closed).await.is_err() {
             tracing::debug!("a rank has not closed its connections with us");
         }
     }
 
-    async fn tell(&mut self, dialer: Option<Dialer<N>>, heartbeat: Duration) -> Result<()> {
+    /// Along all connections, since all will end, and it may look at any of them first.
+    async fn tell(&mut self, dialer: Option<Dialer<N>>, heartbeat: Duration) {
         let verdict = self.verdict.take();
         let (frame, reply) = match verdict.clone() {
             None => (GroupFrame::Goodbye, GroupReply::Goodbye),
             Some(verdict) => (GroupFrame::Abort(verdict.clone()), GroupReply::Abort(verdict)),
         };
-        // Along all of them, since all will end, and it may look at any of them first. One that is being
-        // made may already be one to it.
-        if let (Out::Dialing(dialing), Some(dialer)) = (&mut self.out, &dialer) {
-            self.out = Out::Up(OutEdge::new(dialing.await?, dialer.link.clone(), self.checksum));
-        }
-        let mut told = false;
+        let mut is_told = false;
         for edge in self.incoming.iter_mut().flatten() {
-            say(&mut edge.replies, &reply, heartbeat).await?;
-            told = true;
+            is_told |= noted(say(&mut edge.replies, &reply, heartbeat).await).is_some();
+        }
+        // One that is being made may already be one to it.
+        if let (Out::Dialing(dialing), Some(dialer)) = (&mut self.out, &dialer) {
+            let made = noted(dialing.await)
+                .map(|agreed| Out::Up(OutEdge::new(agreed, dialer.link.clone(), self.checksum)));
+            self.out = made.unwrap_or(Out::Absent);
         }
         // In the middle of a message nothing else can be said.
         if let Out::Up(edge) = &mut self.out
             && !edge.in_message
         {
-            say(&mut edge.writer, &frame, heartbeat).await?;
-            told = true;
+            noted(say(&mut edge.writer, &frame, heartbeat).await);
         }
-        let (Some(verdict), Some(dialer), false) = (verdict, dialer, told) else { return Ok(()) };
+        // Behind messages whose turn has not come, it may not read it; along a new connection it does.
+        let (Some(dialer), Some(_), false) = (dialer, verdict, is_told) else { return };
         let link = dialer.link.clone();
-        let mut edge = OutEdge::<N::Stream>::new(dialer.connect().await?, link, self.checksum);
-        say(&mut edge.writer, &GroupFrame::Abort(verdict), heartbeat).await?;
+        let Some(agreed) = noted(dialer.connect().await) else { return };
+        let mut edge = OutEdge::<N::Stream>::new(agreed, link, self.checksum);
+        noted(say(&mut edge.writer, &frame, heartbeat).await);
         drop(timeout(GOODBYE, async { (edge.writer.shutdown().await, edge.discard().await) }).await);
-        Ok(())
     }
+}
+
+/// Whoever can't be told is gone, or learns it from others.
+fn noted<T>(told: Result<T>) -> Option<T> {
+    told.inspect_err(|error| tracing::debug!(%error, "a rank was not told of the end of its group")).ok()
 }
 
 async fn see_out<S: crate::net::Stream>(edge: Option<InEdge<S>>) {

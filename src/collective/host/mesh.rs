@@ -14,7 +14,6 @@ use super::{Members, Whereabouts};
 use crate::collective::lobby::Lobby;
 use crate::error::{Error, Link};
 use crate::net::{Net, Stream};
-use crate::transport::session::TICKS;
 use crate::transport::tcp::TcpConfig;
 use crate::transport::tcp::handshake::{Agreed, Party};
 use crate::transport::timing::{listening, speaking};
@@ -84,13 +83,20 @@ impl<N: Net> Mesh<N> {
             sent: 0,
             received: 0,
         };
-        let (listening, speaking) = (listening(config.heartbeat), speaking(config.heartbeat));
+        // As often as the least patient rank wants it.
+        let impatience = ranks.iter().map(|rank| rank.heartbeat).min().unwrap_or(config.heartbeat);
+        let (listening, speaking) = (listening(config.heartbeat), speaking(impatience));
         let peers = ranks.into_iter().map(peer).collect();
         Self { members, net, config, session, peers, operations: 0, listening, speaking }
     }
 
     pub(super) fn link(&self, rank: usize) -> Link {
         Link::new(self.members.rank, rank)
+    }
+
+    /// How often the connections have to be looked at, at least.
+    pub(super) fn period(&self) -> Duration {
+        self.speaking.period().min(self.listening.period()).min(PERIOD_MAX)
     }
 
     /// Which run each rank is.
@@ -117,7 +123,6 @@ impl<N: Net> Mesh<N> {
             // Whether it is there or not, nobody must poll it again.
             peer.out = Out::Absent;
             let agreed = agreed?;
-            quicken(&mut self.speaking, agreed.peer_heartbeat);
             peer.out = Out::Up(OutEdge::new(agreed, link, self.config.checksum));
         }
         match &mut peer.out {
@@ -143,7 +148,6 @@ impl<N: Net> Mesh<N> {
 
     /// Takes a connection that has come in.
     pub(super) fn adopt(&mut self, Arrival { rank, agreed }: Arrival<N::Stream>) {
-        quicken(&mut self.speaking, agreed.peer_heartbeat);
         let edge = InEdge::new(agreed, self.link(rank), self.config.checksum);
         let peer = &mut self.peers[rank];
         peer.absent_ticks = 0;
@@ -167,9 +171,7 @@ impl<N: Net> Mesh<N> {
             self.watch(cx, rank)?;
         }
         if self.speaking.poll_tick(cx).is_ready() {
-            for peer in &mut self.peers {
-                peer.speak(cx)?;
-            }
+            self.peers.iter_mut().for_each(|peer| peer.speak(cx));
             // So that it wakes us again.
             while self.speaking.poll_tick(cx).is_ready() {}
         }
@@ -212,24 +214,16 @@ impl<N: Net> Mesh<N> {
         {
             connected?;
         }
-        let peer = &mut self.peers[rank];
-        if let Out::Up(edge) = &mut peer.out {
-            edge.poll_replies(cx)?;
-            if edge.left {
-                peer.leaves = true;
-                peer.out = Out::Absent;
-            }
+        self.peers[rank].watch(cx, rank)
+    }
+
+    /// What is behind an error with a rank: if it gave the group up, it has said why along one of its
+    /// connections, and then closed all of them.
+    pub(super) fn explain(&mut self, cx: &mut Context<'_>, rank: usize, error: Error) -> Error {
+        match self.peers[rank].watch(cx, rank) {
+            Err(told) if !is_loss(&told, rank) => told,
+            _ => error,
         }
-        for place in [&mut peer.incoming, &mut peer.further] {
-            if let Some(edge) = place {
-                edge.watch(cx)?;
-                if edge.left {
-                    peer.leaves = true;
-                    *place = None;
-                }
-            }
-        }
-        Ok(())
     }
 
     fn tick(&mut self, cx: &mut Context<'_>, awaited: Option<usize>) -> Result<(), Error> {
@@ -259,6 +253,9 @@ impl<N: Net> Mesh<N> {
     }
 }
 
+/// So that a rank that does nothing hears of a failure before who tells it loses patience.
+const PERIOD_MAX: Duration = Duration::from_millis(250);
+
 /// Ticks after which a rank that was to connect is looked for. Not the first, which may come at once.
 const ABSENT_TICKS_MAX: u32 = 2;
 
@@ -268,24 +265,50 @@ impl<S: Stream> Peer<S> {
         self.leaves && self.absent_ticks >= ABSENT_TICKS_MAX
     }
 
-    fn speak(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+    fn speak(&mut self, cx: &mut Context<'_>) {
         if let Out::Up(edge) = &mut self.out {
-            edge.speak(cx)?;
+            edge.speak(cx);
         }
         [&mut self.incoming, &mut self.further].into_iter().flatten().for_each(|edge| edge.speak(cx));
-        Ok(())
     }
+
+    /// Looks at all connections with it, and gives the error that says most.
+    fn watch(&mut self, cx: &mut Context<'_>, rank: usize) -> Result<(), Error> {
+        let mut failure = None;
+        let mut note = |found: Result<(), Error>| {
+            if let Err(error) = found
+                && (failure.is_none() || !is_loss(&error, rank))
+            {
+                failure = Some(error);
+            }
+        };
+        if let Out::Up(edge) = &mut self.out {
+            note(edge.poll_replies(cx));
+            if edge.left {
+                self.leaves = true;
+                self.out = Out::Absent;
+            }
+        }
+        for place in [&mut self.incoming, &mut self.further] {
+            let Some(edge) = place else { continue };
+            note(edge.watch(cx));
+            if edge.left {
+                // Behind all that it sent.
+                (self.leaves, self.absent_ticks) = (true, ABSENT_TICKS_MAX);
+                *place = None;
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+/// Whether it says no more than that a rank is not there.
+fn is_loss(error: &Error, rank: usize) -> bool {
+    matches!(error, Error::PeerGone { link, .. } if link.peer_rank == rank)
 }
 
 pub(super) fn left(link: Link) -> Error {
     Error::PeerGone { link, reason: "it has left the group".into() }
-}
-
-/// Speaks as often as the least patient of our peers wants it.
-fn quicken(speaking_now: &mut Interval, peer_heartbeat: Duration) {
-    if peer_heartbeat / TICKS < speaking_now.period() {
-        *speaking_now = speaking(peer_heartbeat);
-    }
 }
 
 /// A mesh that its operations and its keeper take turns with.

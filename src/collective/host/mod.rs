@@ -32,9 +32,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::keeper::Keeper;
+use self::meeting::Meeting;
 use self::mesh::{Arrival, Mesh, SharedMesh};
 use self::operation::Operation;
 pub(super) use self::operation::Parties;
@@ -69,6 +70,8 @@ impl Members {
 struct Whereabouts {
     address: SocketAddr,
     session: SessionId,
+    /// The silence after which it takes others for dead.
+    heartbeat: Duration,
 }
 
 /// A rank among others that reach it over TCP.
@@ -81,13 +84,14 @@ pub(super) struct Host<N: Net> {
 }
 
 impl<N: Net> Host<N> {
-    /// Listens on exactly `address`, and meets the others.
+    /// Listens on exactly `address`, and meets the others by the deadline.
     pub(super) async fn form(
         net: N,
         store: &impl Store,
         members: Members,
         address: SocketAddr,
         config: TcpConfig,
+        deadline: Instant,
     ) -> Result<Self> {
         config.check()?;
         if address.ip().is_unspecified() {
@@ -100,14 +104,15 @@ impl<N: Net> Host<N> {
             .map_err(|error| Error::io(format!("listening on {address}"), error))?;
         let address = listener.local_addr().map_err(|error| Error::io("reading the address bound", error))?;
         let session: SessionId = config.entropy.bytes()?;
-        let own = Whereabouts { address, session };
-        let ranks = meeting::meet(store, &config.group, members, own, config.connect_timeout).await?;
-
         let heartbeat = config.heartbeat;
+        let own = Whereabouts { address, session, heartbeat };
+        let meeting =
+            Meeting::begin(store, &config.group, members, (config.connect_timeout, deadline)).await?;
+        let ranks = meeting.meet(&own).await?;
         let party = Party::host(&config, members.rank, members.size, session);
         let door = Door::new(listener, party, heartbeat);
-        let mesh = Mesh::new(net, config, members, session, ranks);
-        let sessions = mesh.sessions();
+        let mesh = Mesh::new(net, config.clone(), members, session, ranks);
+        let (sessions, period) = (mesh.sessions(), mesh.period());
         let (mesh, lobby) = (Arc::new(tokio::sync::Mutex::new(mesh)), Arc::new(Lobby::new()));
         let leaving = Arc::new(Notify::new());
         let keeper = Keeper {
@@ -117,10 +122,14 @@ impl<N: Net> Host<N> {
             session,
             sessions,
             heartbeat,
+            period,
             leaving: Arc::clone(&leaving),
         };
+        // From now on: others may have met already, and connect.
         let keeper = Some(tokio::spawn(keeper.run()));
-        Ok(Self { mesh, lobby, leaving, keeper })
+        let host = Self { mesh, lobby, leaving, keeper };
+        meeting.clean_up().await?;
+        Ok(host)
     }
 
     /// Carries out a program, after those that were called before.
@@ -151,8 +160,10 @@ impl<N: Net> Host<N> {
         }
         let deadline = after(limit);
         let Ok(mut mesh) = timeout_at(deadline, self.mesh.lock()).await else {
-            // Nothing was begun, so nothing is broken yet.
-            return Err(Error::timeout(format!("earlier operations to end, before {call}"), limit));
+            // The other ranks may have begun it: what we call next would be taken for it.
+            let late = Error::timeout(format!("earlier operations to end, before {call}"), limit);
+            self.lobby.fail(late.clone());
+            return Err(late);
         };
         if let Some(cause) = self.lobby.failure() {
             return Err(Error::GroupBroken { cause });

@@ -26,8 +26,7 @@ pub(in crate::collective) enum Parties {
 pub(super) struct Operation<'a> {
     parties: Parties,
     call: &'a Call,
-    /// Its place in the order of those of the same parties.
-    number: u64,
+    place: Place,
     program: &'a Program,
     memory: Memory<'a>,
     /// How many steps are done.
@@ -41,6 +40,23 @@ pub(super) struct Operation<'a> {
     announced: BTreeSet<usize>,
     /// The ranks that we know it from.
     heard_of: BTreeSet<usize>,
+}
+
+/// Where an operation is in the order of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// How many of the whole group's were before it.
+    operation: u64,
+    /// How many of the same sender and receiver were, if it is theirs alone.
+    pair: Option<u64>,
+}
+
+impl Place {
+    /// Whether a rank that is here has begun what another one, which waits for it in an operation of the
+    /// whole group, will never come to: a thing of two ranks in front of it, or another one in its place.
+    fn is_before_or_at(self, other: Self) -> bool {
+        other.pair.is_none() && self.operation <= other.operation
+    }
 }
 
 /// How far the current message is.
@@ -61,15 +77,16 @@ impl<'a> Operation<'a> {
         program: &'a Program,
         memory: Memory<'a>,
     ) -> Self {
-        let number = match parties {
-            Parties::All => mesh.operations,
-            Parties::Two { from, to } if from == mesh.members.rank => mesh.peers[to].sent,
-            Parties::Two { from, .. } => mesh.peers[from].received,
+        let pair = match parties {
+            Parties::All => None,
+            Parties::Two { from, to } if from == mesh.members.rank => Some(mesh.peers[to].sent),
+            Parties::Two { from, .. } => Some(mesh.peers[from].received),
         };
+        let place = Place { operation: mesh.operations, pair };
         Self {
             parties,
             call,
-            number,
+            place,
             program,
             memory,
             step: 0,
@@ -107,7 +124,7 @@ impl<'a> Operation<'a> {
     }
 
     fn named(&self) -> String {
-        format!("operation {}, {}", self.number, self.call)
+        format!("operation {}, {}", self.place.operation, self.call)
     }
 
     fn poll<N: Net>(
@@ -119,7 +136,9 @@ impl<'a> Operation<'a> {
         while let Poll::Ready(arrival) = lobby.poll_operation(cx) {
             mesh.adopt(arrival.map_err(|cause| (*cause).clone())?);
         }
-        loop {
+        // First, and not when there is nothing else to do: while sockets are never dry, that is never.
+        self.attend(cx, mesh)?;
+        for _ in 0..ROUNDS_MAX {
             let before = self.position();
             let stepped = self.poll_step(cx, mesh)?;
             let sent = self.poll_send(cx, mesh)?;
@@ -127,27 +146,25 @@ impl<'a> Operation<'a> {
                 return Poll::Ready(Ok(()));
             }
             if self.position() == before {
-                break;
+                // There may be connections now that nobody looked at yet.
+                self.attend(cx, mesh)?;
+                return Poll::Pending;
             }
         }
-        mesh.attend(cx, self.awaited_rank())?;
-        self.compare(mesh)?;
+        cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Looks at what has been begun by ranks whose messages are not due here: one that calls something else
-    /// in the place of this may wait for us, as we do for another.
-    fn compare<N: Net>(&self, mesh: &Mesh<N>) -> Result<(), Error> {
-        if self.parties != Parties::All {
-            return Ok(());
-        }
-        for peer in &mesh.peers {
-            let Some((link, operation, call)) = peer.incoming.as_ref().and_then(InEdge::begun) else {
-                continue;
-            };
-            // Those between two ranks are counted for themselves.
-            if operation == self.number && call != self.call && !call.to_string().starts_with("send ") {
-                return Err(self.mismatch(link.clone(), operation, call));
+    /// Looks after the connections, and at what has come along those whose turn has not.
+    fn attend<N: Net>(&self, cx: &mut Context<'_>, mesh: &mut Mesh<N>) -> Result<(), Error> {
+        mesh.attend(cx, self.awaited_rank())?;
+        for rank in mesh.members.others().filter(|rank| !self.heard_of.contains(rank)) {
+            let Some(edge) = &mesh.peers[rank].incoming else { continue };
+            let Some(GroupFrame::Begin { operation, pair, call }) = edge.next() else { continue };
+            let place = Place { operation: *operation, pair: *pair };
+            let is_same = place == self.place && call == self.call;
+            if place.is_before_or_at(self.place) && !is_same {
+                return Err(self.mismatch(edge.link().clone(), place, call));
             }
         }
         Ok(())
@@ -179,7 +196,7 @@ impl<'a> Operation<'a> {
                     return if peer.has_surely_left() { Err(left(link)) } else { Ok(Poll::Pending) };
                 };
                 if let Poll::Ready(received) = self.poll_receive(cx, edge, *rank, *into) {
-                    received?;
+                    received.map_err(|error| mesh.explain(cx, *rank, error))?;
                     self.step += 1;
                 }
             }
@@ -198,9 +215,10 @@ impl<'a> Operation<'a> {
         while self.reading.is_none() {
             let link = edge.link().clone();
             match ready!(edge.poll_next(cx))? {
-                GroupFrame::Begin { operation, call } if !self.heard_of.contains(&rank) => {
-                    if (*operation, call) != (self.number, self.call) {
-                        return Poll::Ready(Err(self.mismatch(link, *operation, call)));
+                GroupFrame::Begin { operation, pair, call } if !self.heard_of.contains(&rank) => {
+                    let place = Place { operation: *operation, pair: *pair };
+                    if (place, call) != (self.place, self.call) {
+                        return Poll::Ready(Err(self.mismatch(link, place, call)));
                     }
                     self.heard_of.insert(rank);
                 }
@@ -239,10 +257,13 @@ impl<'a> Operation<'a> {
         }
         let Poll::Ready(edge) = mesh.poll_out(cx, message.rank) else { return Ok(Poll::Pending) };
         let edge = edge?;
-        if let Poll::Ready(sent) = self.poll_message(cx, edge, *message) {
-            sent.map_err(|error| edge.broken(&error))?;
-            self.writing = Writing::NotYet;
-            self.sent += 1;
+        match self.poll_message(cx, edge, *message).map_err(|error| edge.broken(&error)) {
+            Poll::Ready(Ok(())) => {
+                self.writing = Writing::NotYet;
+                self.sent += 1;
+            }
+            Poll::Ready(Err(error)) => return Err(mesh.explain(cx, message.rank, error)),
+            Poll::Pending => {}
         }
         Ok(Poll::Pending)
     }
@@ -256,8 +277,8 @@ impl<'a> Operation<'a> {
         let payload = self.memory.read(message.from);
         if self.writing == Writing::NotYet {
             if self.announced.insert(message.rank) {
-                let (operation, call) = (self.number, self.call.clone());
-                edge.writer.stage(&GroupFrame::Begin { operation, call }, &[]);
+                let (Place { operation, pair }, call) = (self.place, self.call.clone());
+                edge.writer.stage(&GroupFrame::Begin { operation, pair, call }, &[]);
             }
             let part = GroupFrame::Part { bytes: payload.len() as u64 };
             edge.in_message = edge.writer.stage(&part, payload);
@@ -275,15 +296,18 @@ impl<'a> Operation<'a> {
         edge.writer.poll_flush(cx)
     }
 
-    fn mismatch(&self, link: Link, operation: u64, call: &Call) -> Error {
+    fn mismatch(&self, link: Link, place: Place, call: &Call) -> Error {
         let Link { local_rank, peer_rank, .. } = link;
         let mismatch = format!(
-            "rank {local_rank} calls {} as operation {}, and rank {peer_rank} calls {call} as operation {operation}",
-            self.call, self.number,
+            "rank {local_rank} calls {} as operation {}, and rank {peer_rank} calls {call} as operation {}",
+            self.call, self.place.operation, place.operation,
         );
         Error::PeerIncompatible { link, mismatch }
     }
 }
+
+/// Steps and messages, or parts of them, before others get their turn.
+const ROUNDS_MAX: usize = 64;
 
 /// Whether all is done, or what went wrong.
 type Progress = Result<Poll<()>, Error>;

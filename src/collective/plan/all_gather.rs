@@ -70,20 +70,29 @@ impl Planner {
         own: &[Own],
     ) {
         let (to, from) = (self.after(1), self.before(1));
-        if self.size > 1 {
-            own.iter().for_each(|chunk| program.send_after(chunk.after, to, chunk.from));
-        }
         // One between two messages, so that no message waits for long.
         let mut copies = own.iter().filter_map(|chunk| Some((chunk.from, chunk.into?)));
+        let (mut arrivals, mut passed_on) = (Vec::new(), Vec::new());
         for distance in 1..self.size {
             for chunk in chunks(blocks.block(self.before(distance)), chunk_bytes) {
                 program.receive(from, output(&chunk));
+                if distance == 1 {
+                    arrivals.push(program.steps.len());
+                }
                 if distance + 1 < self.size {
-                    program.send(to, output(&chunk));
+                    passed_on.push((program.steps.len(), output(&chunk)));
                 }
                 copies.by_ref().take(1).for_each(|(from, into)| program.copy(from, into));
             }
         }
         copies.for_each(|(from, into)| program.copy(from, into));
+        if self.size == 1 {
+            return;
+        }
+        for (number, chunk) in own.iter().enumerate() {
+            let arrival = number.checked_sub(self.tuning.chunks_ahead_max).and_then(|of| arrivals.get(of));
+            program.send_after(chunk.after.max(arrival.copied().unwrap_or(0)), to, chunk.from);
+        }
+        passed_on.into_iter().for_each(|(after, chunk)| program.send_after(after, to, chunk));
     }
 }

@@ -34,6 +34,11 @@ const SCRATCH_ALIGNMENT: usize = 64;
 pub(super) struct Tuning {
     /// The bytes of one message of a chunked algorithm.
     pub(super) chunk_bytes: usize,
+    /// How many chunks of its own a rank sends to another before as many have come to itself. More would
+    /// wait in sockets, and be in no cache any more when they are read: over loopback that costs half of
+    /// the speed. Fewer than two would leave a connection idle. A link of latency `L` carries these bytes
+    /// in each `L`.
+    pub(super) chunks_ahead_max: usize,
     /// An all-gather of at most this many bytes, of all ranks together, goes by dissemination.
     pub(super) gathered_small_bytes_max: usize,
     /// An all-reduce of at most this many bytes goes by recursive doubling, a reduce-scatter pairwise.
@@ -48,6 +53,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             chunk_bytes: 256 << 10,
+            chunks_ahead_max: 2,
             gathered_small_bytes_max: 64 << 10,
             reduced_small_bytes_max: 32 << 10,
             rooted_small_bytes_max: 64 << 10,

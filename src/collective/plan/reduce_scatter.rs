@@ -7,8 +7,8 @@
 //!
 //! Both move as few bytes as there can be. Pairwise, every rank sends each other its raw block, and
 //! combines its own as all of them arrive: no partial result is stored or sent, so that 16-bit floats
-//! travel as such and are rounded once. It is the faster one, until a rank has too many peers to keep
-//! every connection busy; then partial results go around a ring. 16-bit floats never do.
+//! travel as such and are rounded once. With many ranks each has many connections, and a chunk from each
+//! of them in memory; then partial results go around a ring instead. Those of 16-bit floats never do.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use super::{Planner, input, output};
 use crate::collective::program::{Form, Program, Span};
 use crate::collective::reduction::Reduction;
 
-/// Some bytes of a payload, and what is to be in them.
+/// Where the result goes that some bytes of a payload have.
 type Target<'a> = &'a mut dyn FnMut(&mut Program, &Range<usize>) -> Span;
 
 impl Planner {
@@ -74,8 +74,8 @@ impl Planner {
         result: Target<'_>,
     ) -> Vec<(Span, usize)> {
         let chunk_bytes = self.chunk_bytes(reduction);
-        self.send_blocks(program, blocks, chunk_bytes);
         let own = blocks.block(self.rank);
+        self.send_blocks(program, blocks, chunk_bytes, chunks(own.clone(), chunk_bytes).count());
         let slots: Vec<_> = (1..self.size).map(|_| program.scratch(chunk_bytes.min(own.len()))).collect();
         let reduced = chunks(own, chunk_bytes).map(|chunk| {
             for distance in 1..self.size {
@@ -93,14 +93,21 @@ impl Planner {
         reduced.collect()
     }
 
-    /// The first chunk of each block to its rank, then the second of each.
-    fn send_blocks(&self, program: &mut Program, blocks: &Blocks, chunk_bytes: usize) {
+    /// The first chunk of each block to its rank, then the second of each; not far ahead of our own
+    /// block's chunks, of which there are `own_chunks`, and for which the steps are still to come.
+    fn send_blocks(&self, program: &mut Program, blocks: &Blocks, chunk_bytes: usize, own_chunks: usize) {
+        let begin = program.steps.len();
         let others = (1..self.size).map(|distance| self.after(distance));
         let mut left: Vec<_> = others.map(|rank| (rank, chunks(blocks.block(rank), chunk_bytes))).collect();
+        let mut number = 0_usize;
         while !left.is_empty() {
+            number += 1;
+            let reduced = number.saturating_sub(self.tuning.chunks_ahead_max).min(own_chunks);
+            // One message of every other rank, and what makes one of them all.
+            let after = if reduced == 0 { 0 } else { begin + reduced * self.size };
             left.retain_mut(|(rank, chunks)| {
                 let chunk = chunks.next();
-                chunk.inspect(|chunk| program.send_after(0, *rank, input(chunk))).is_some()
+                chunk.inspect(|chunk| program.send_after(after, *rank, input(chunk))).is_some()
             });
         }
     }

@@ -26,6 +26,25 @@ pub(crate) enum Collective {
     Recv { from: usize },
 }
 
+impl Collective {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::AllReduce { .. } => "all_reduce",
+            Self::Reduce { .. } => "reduce",
+            Self::Broadcast { .. } => "broadcast",
+            Self::AllGather => "all_gather",
+            Self::AllGatherV { .. } => "all_gatherv",
+            Self::ReduceScatter { .. } => "reduce_scatter",
+            Self::ReduceScatterV { .. } => "reduce_scatterv",
+            Self::Gather { .. } => "gather",
+            Self::Scatter { .. } => "scatter",
+            Self::AllToAll => "all_to_all",
+            Self::Send { .. } => "send",
+            Self::Recv { .. } => "recv",
+        }
+    }
+}
+
 impl Communicator {
     /// Does it, and gives the output back when it is there. Without an input it works in place: each rank's
     /// input is where its output is, or, where one of them is a part of the other, in its place in the
@@ -48,7 +67,7 @@ impl Communicator {
         for device in devices.into_iter().flatten() {
             self.check_location("memory", device.location())?;
         }
-        let awaited = || format!("{collective:?} of {} ranks", self.world_size);
+        let awaited = || format!("{} of {} ranks", collective.name(), self.world_size);
         if self.members.is_none() {
             return match (&input, output) {
                 (Some(input), Some(output)) => {

@@ -243,20 +243,22 @@ impl Lane {
         let limits =
             CommunicatorConfig { operation_timeout: config.control.connect_timeout, ..config.communicator() };
         let (device, library) = (Arc::clone(&config.device), Arc::clone(&config.library));
+        // Allocating may wait for what is on the device: for the other direction, too, which may wait for
+        // a rank that allocates in its turn. So that is done before anything is there.
+        let (stream, staging) = (Stream::new(&device)?, Staging::new(&device)?);
+        let byte = DeviceBufferMut::allocated(&device, 1).await?;
+        let byte = stream.fill_zero(byte)?.done().await?;
         let mut communicator = Communicator::with_unique_id(id, [rank, 2], device, library, limits).await?;
-        let stream = Stream::new(&config.device)?;
-        let shape = Shape::new(&[1])?;
+        let awaited = || "the first byte of an edge".to_owned();
         if rank == SENDER {
-            let byte = DeviceBufferMut::allocated(&config.device, 1).await?;
-            let byte = stream.fill_zero(byte)?.done().await?;
-            let byte = Tensor::on_device(DType::UInt8, shape, byte.freeze())?;
-            communicator.send(&byte, RECEIVER, &stream).await?;
+            let sending = communicator.begin_send(&byte.freeze(), RECEIVER, &stream).await?;
+            communicator.finish(sending, awaited).await.map(drop)?;
         } else {
-            communicator.recv(DType::UInt8, shape, SENDER, &stream).await?;
+            let receiving = communicator.begin_recv(byte, SENDER, &stream).await?;
+            communicator.finish(receiving, awaited).await.map(drop)?;
         }
         communicator.set_config(config.communicator());
-        let staging = Arc::new(AsyncMutex::new(Staging::new(&config.device)?));
-        Ok(Self { communicator, stream, staging })
+        Ok(Self { communicator, stream, staging: Arc::new(AsyncMutex::new(staging)) })
     }
 
     fn fail(&self, error: &Error) {

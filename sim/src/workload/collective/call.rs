@@ -81,7 +81,7 @@ pub(super) struct Call {
     /// How many rows each rank's part has. What is not divided has as many as all of them.
     pub(super) rows: Vec<usize>,
     /// The dimensions of a row.
-    row: Vec<usize>,
+    pub(super) row: Vec<usize>,
     pub(super) op: ReduceOp,
     /// Who sends, where only one does and it is no root.
     pub(super) from: usize,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use self::world::{Part, run};
 use super::{Planner, Tuning};
 use crate::collective::ReduceOp;
-use crate::collective::program::Program;
+use crate::collective::program::{Program, Step};
 use crate::collective::random::Random;
 use crate::collective::reduction::Reduction;
 use crate::collective::reference::{DTYPES, Data, OPS, elements, one_nan, reduced};
@@ -28,9 +28,10 @@ struct Case {
 /// Small enough for a few elements to make many chunks, and for every algorithm to be chosen.
 fn tunings() -> impl Strategy<Value = Tuning> {
     let threshold = || prop_oneof![Just(0), 1..100_usize, Just(usize::MAX)];
-    (1..40_usize, threshold(), threshold(), threshold(), 0..9_usize).prop_map(
-        |(chunk_bytes, gathered, reduced, rooted, pairwise_ranks_max)| Tuning {
+    (1..40_usize, 1..4_usize, threshold(), threshold(), threshold(), 0..9_usize).prop_map(
+        |(chunk_bytes, chunks_ahead_max, gathered, reduced, rooted, pairwise_ranks_max)| Tuning {
             chunk_bytes,
+            chunks_ahead_max,
             gathered_small_bytes_max: gathered,
             reduced_small_bytes_max: reduced,
             rooted_small_bytes_max: rooted,
@@ -341,6 +342,7 @@ fn large_operations_take_as_long_as_their_tables_say() {
     const CHUNKS: usize = 20;
     let tuning = |pairwise_ranks_max| Tuning {
         chunk_bytes: CHUNK,
+        chunks_ahead_max: usize::MAX,
         gathered_small_bytes_max: 0,
         reduced_small_bytes_max: 0,
         rooted_small_bytes_max: 0,
@@ -380,6 +382,29 @@ fn large_operations_take_as_long_as_their_tables_say() {
             ("reduce, halves", 2 * others, taken(0, &|rank| rank.reduce(whole / 2, &half, root, true))),
         ] {
             assert_eq!(taken, expected, "{name} of {size} ranks");
+        }
+    }
+}
+
+/// What is further ahead waits in sockets, and costs half of the speed.
+#[test]
+fn no_rank_sends_more_chunks_ahead_than_are_allowed() {
+    let tuning = Tuning { chunk_bytes: 8, reduced_small_bytes_max: 0, ..Tuning::default() };
+    let tuning = Tuning { gathered_small_bytes_max: 0, ..tuning };
+    let reduction = Reduction::new(DType::Float32, ReduceOp::Sum, 2).unwrap();
+    for chunks_ahead_max in 1..4 {
+        let planner = Planner::new(1, 2, Tuning { chunks_ahead_max, ..tuning });
+        for program in [planner.all_reduce(100, &reduction, true), planner.all_gatherv(&[100; 2], false)] {
+            assert!(program.sends.len() > 10);
+            let mut after = 0;
+            for (number, send) in program.sends.iter().enumerate() {
+                // Each waits for those before it as well.
+                after = after.max(send.after);
+                let received = program.steps[..after].iter();
+                let received = received.filter(|step| matches!(step, Step::Receive { .. })).count();
+                // In each of the two phases of an all-reduce.
+                assert!(received + 2 * chunks_ahead_max >= number, "{number} {send:?}");
+            }
         }
     }
 }
