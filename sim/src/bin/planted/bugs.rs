@@ -410,11 +410,14 @@ pub(crate) const BUGS: &[Bug] = &[
     Bug {
         name: "mismatch-not-compared",
         what: "members of a group do not compare what they call",
-        edits: &[(
-            OPERATION,
-            "if (*operation, call) != (self.number, self.call) {",
-            "if *operation != self.number {",
-        )],
+        edits: &[
+            (
+                OPERATION,
+                "let is_same = place == self.place && call == self.call;",
+                "let is_same = place == self.place;",
+            ),
+            (OPERATION, "if (place, call) != (self.place, self.call) {", "if place != self.place {"),
+        ],
         finder: Finder::Seeds,
     },
     Bug {
