@@ -224,7 +224,8 @@ impl<N: Net> ProcessGroup<N> {
         let checked = request.check(self.members)?;
         #[cfg(unix)]
         if let Some(nccl) = &self.nccl {
-            return nccl.carry_out(&self.host, &self.planner, request, &checked, self.config.timeout).await;
+            let limit = self.config.timeout;
+            return Box::pin(nccl.carry_out(&self.host, &self.planner, request, &checked, limit)).await;
         }
         let Request { operation, input, mut output } = request;
         let program = checked.program(&operation, &self.planner, self.members)?;
@@ -239,7 +240,8 @@ impl<N: Net> ProcessGroup<N> {
         let mut scratch = self.config.pool.take(program.scratch_bytes)?;
         let memory = Memory::new(input, filled, &mut scratch);
         let call = Call::new(&checked.words);
-        self.host.run(checked.parties, &call, &program, memory, self.config.timeout).await?;
+        // Apart, as it is large, and the futures of all operations have it in them.
+        Box::pin(self.host.run(checked.parties, &call, &program, memory, self.config.timeout)).await?;
         Ok(output)
     }
 }

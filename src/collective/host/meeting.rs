@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Members, Whereabouts};
 use crate::error::{Error, Link, Result};
@@ -51,9 +51,10 @@ impl<'a, S: Store> Meeting<'a, S> {
         self.store.set(&self.key(rank), encode(own, size), self.left()).await?;
         let met = self.read_all(own).await;
         if let Err(Error::Timeout { .. }) = met {
-            // Whoever comes now is not to find us there; who is there and differs, is.
-            let gone = self.store.delete(&self.key(rank), CLEANING_UP).await;
-            gone.map_or_else(|error| tracing::debug!(%error, "an address stays in the store"), drop);
+            // Whoever comes now is not to find us there; who is there and differs, is. The time is over, so
+            // the store is asked, and its answer not waited for.
+            let asked = timeout(Duration::ZERO, self.store.delete(&self.key(rank), CLEANING_UP)).await;
+            tracing::debug!(?asked, "an address is taken back");
         }
         met
     }
