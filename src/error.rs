@@ -5,6 +5,7 @@
 //! | the peer broke the protocol | [`PeerMisbehaved`](Error::PeerMisbehaved) | report it; the link is dead |
 //! | the peers don't fit together | [`PeerIncompatible`](Error::PeerIncompatible) | make the named settings equal |
 //! | the peer is gone | [`PeerGone`](Error::PeerGone), [`PeerRestarted`](Error::PeerRestarted), [`PeerAborted`](Error::PeerAborted) | open a new pipe; see `undelivered` |
+//! | a peer, earlier | [`GroupBroken`](Error::GroupBroken) | form a new group, with the ranks that are left |
 //! | nobody | [`Closed`](Error::Closed), [`ReceiverClosed`](Error::ReceiverClosed) | stop |
 //! | time | [`Timeout`](Error::Timeout) | the message says what was awaited, and for how long |
 //! | the caller | [`Misuse`](Error::Misuse), [`TooLarge`](Error::TooLarge), [`Full`](Error::Full), [`Empty`](Error::Empty) | change the call |
@@ -81,6 +82,14 @@ pub enum Error {
     /// item (for `recv`).
     #[error("the pipe is closed")]
     Closed,
+
+    /// The process group failed in an earlier operation, or was left; every later one fails.
+    #[error("the process group is broken: {cause}")]
+    GroupBroken {
+        /// Why.
+        #[source]
+        cause: Arc<Self>,
+    },
 
     /// A deadline passed.
     #[error("timed out after {} waiting for {awaited}", Seconds(*after))]

@@ -48,6 +48,7 @@
 //! | [`device`] | GPUs: memory, streams, events, and copies between them and the host |
 //! | [`tensor`] | [`Tensor`], [`DType`], [`Shape`]; pooled buffers; safetensors files |
 //! | [`store`] | how ranks find each other; PyTorch's TCPStore, both ends of it |
+//! | [`collective`] | process groups: sums, gathers and broadcasts among ranks, in place of torch's Gloo and NCCL groups |
 //! | [`group`] | objects and barriers among ranks: vLLM's `StatelessProcessGroup` |
 //! | [`wire`] | every byte that kvpipe's own protocol sends, and vLLM's pickles, without I/O |
 //! | [`nccl`] | NCCL, loaded when it is asked for: its functions, codes and versions |
@@ -62,6 +63,7 @@
 //! and changes nothing in the library. With `default-features = false` neither is there. `plot` adds
 //! drawing to the command line.
 
+pub mod collective;
 pub mod config;
 // The driver's functions are C's; each call says why it may be made.
 #[allow(unsafe_code)]
@@ -79,6 +81,8 @@ pub mod net;
 pub mod parallel;
 pub mod pipe;
 mod queue;
+#[cfg(not(loom))]
+mod reduce_op;
 mod stock;
 pub mod store;
 mod sync;

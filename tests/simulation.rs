@@ -43,6 +43,10 @@ scenarios! {
     whoever_leaves_leaves_the_other_informed: Leavers,
     what_vllm_sends_arrives: Vllm,
     anything_at_once_breaks_no_promise: Chaos,
+    groups_compute_what_one_would_compute_alone: Collective,
+    all_members_learn_of_a_mistake: CollectiveMistakes,
+    groups_fail_of_resets_and_partitions_everywhere: CollectiveFaults,
+    groups_fail_of_the_dead_everywhere: CollectiveCrashes,
 }
 
 /// What once failed, as a world of its own: made of what was needed, and not of what a seed happened to draw.

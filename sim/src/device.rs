@@ -23,7 +23,7 @@ use kvpipe_fake_cuda::stream::{
 /// loaded and no child is needed. What they are strict about and what can be switched, its docs say;
 /// [`kvpipe_fake_cuda::live`] tells what is left.
 ///
-/// kvpipe's own way to a device, which loads the driver, is not taken.
+/// kvpipe's own way to a device, which goes through cudarc, is not taken.
 #[derive(Debug)]
 pub struct HostDevice {
     index: c_int,

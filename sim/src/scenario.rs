@@ -8,8 +8,10 @@ use crate::draws::Draws;
 use crate::fault::{Choice, FaultPlan, Kind, Place};
 use crate::net::Conditions;
 use crate::workload::items::{LARGE_BYTES, Sizes};
-use crate::workload::{EDGE_MEETS_WITHIN, Ending, Pace, Settings, Traffic, Wire, Workload};
-use crate::world::{Blame, Causes, Expectations, Report, Tolerance, World};
+use crate::workload::{
+    Collectives, EDGE_MEETS_WITHIN, Ending, Pace, Settings, Software, Traffic, Wire, Workload,
+};
+use crate::world::{Blame, Causes, Expectations, MEET_WITHIN, Report, Tolerance, World};
 
 /// A family of worlds, one for each seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +43,16 @@ pub enum Scenario {
     Vllm,
     /// Anything at once.
     Chaos,
+    /// Groups of two to eight ranks that compute together. Their links are held and slow, never for too
+    /// long: no operation may fail.
+    Collective,
+    /// The same, and in each group a member makes a mistake: all must learn which.
+    CollectiveMistakes,
+    /// Groups that compute together, with resets, partitions and delays of any length.
+    CollectiveFaults,
+    /// Groups that compute together, of whose ranks some are killed or lose their power, or whose clocks
+    /// jump.
+    CollectiveCrashes,
 }
 
 /// A world of a seed, or a smaller one: part of its faults, fewer items.
@@ -60,7 +72,7 @@ pub struct Case {
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// What the ranks do.
-    pub workload: Workload,
+    pub software: Software,
     /// What goes wrong.
     pub faults: FaultPlan,
     /// Which errors that can cause.
@@ -71,7 +83,7 @@ pub struct Setup {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Calm,
         Self::Pair,
         Self::NoResume,
@@ -85,7 +97,15 @@ impl Scenario {
         Self::Leavers,
         Self::Vllm,
         Self::Chaos,
+        Self::Collective,
+        Self::CollectiveMistakes,
+        Self::CollectiveFaults,
+        Self::CollectiveCrashes,
     ];
+
+    /// Those in which ranks compute together.
+    const COLLECTIVE: [Self; 4] =
+        [Self::Collective, Self::CollectiveMistakes, Self::CollectiveFaults, Self::CollectiveCrashes];
 
     /// Its name on the command line.
     #[must_use]
@@ -104,6 +124,10 @@ impl Scenario {
             Self::Leavers => "leavers",
             Self::Vllm => "vllm",
             Self::Chaos => "chaos",
+            Self::Collective => "collective",
+            Self::CollectiveMistakes => "collective-mistakes",
+            Self::CollectiveFaults => "collective-faults",
+            Self::CollectiveCrashes => "collective-crashes",
         }
     }
 
@@ -124,16 +148,26 @@ impl Scenario {
             Self::Leavers => "2 or 3 ranks that abort, drop, and stop receiving",
             Self::Vllm => "what vLLM's workers say to each other, over resets",
             Self::Chaos => "anything at once",
+            Self::Collective => "process groups of 2 to 8 ranks, short delays",
+            Self::CollectiveMistakes => "process groups in which one calls wrongly",
+            Self::CollectiveFaults => "process groups, resets and partitions",
+            Self::CollectiveCrashes => "process groups whose ranks die",
         }
     }
 
     /// The family of a seed in the standard mix.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        let choices = Self::ALL.len() as u64;
+        let pipes = &Self::ALL[..Self::ALL.len() - Self::COLLECTIVE.len()];
+        // One in four computes.
+        let draws = Draws::new(seed, "collective scenario");
+        if draws.one_in(4) {
+            return draws.pick(&Self::COLLECTIVE).copied().unwrap_or(Self::Collective);
+        }
+        let choices = pipes.len() as u64;
         // Every third one is the pair, which most users have.
         match Draws::new(seed, "scenario").between(0..=choices + 5) {
-            number if number < choices => Self::ALL[usize::try_from(number).unwrap_or(0)],
+            number if number < choices => pipes[usize::try_from(number).unwrap_or(0)],
             _ => Self::Pair,
         }
     }
@@ -142,15 +176,32 @@ impl Scenario {
     #[must_use]
     pub fn setup(self, seed: u64) -> Setup {
         let draws = Draws::new(seed, self.name());
-        let workload = self.workload(&draws);
-        let faults = match self.choice(workload.ranks) {
+        let software = match Self::COLLECTIVE.contains(&self) {
+            true => Software::Collectives(self.collectives(&draws, seed)),
+            false => Software::Pipes(self.workload(&draws)),
+        };
+        let faults = match self.choice(software.ranks()) {
             Some(choice) => FaultPlan::drawn(&draws.fork("faults"), &choice),
             None => FaultPlan::default(),
         };
         let mut setup =
-            Setup { workload, faults, expectations: Expectations::Nothing, leaves_no_keys: false };
+            Setup { software, faults, expectations: Expectations::Nothing, leaves_no_keys: false };
         setup.expect();
         setup
+    }
+
+    fn collectives(self, draws: &Draws, seed: u64) -> Collectives {
+        let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
+        let windows = OPERATION_WITHIN.as_micros() / conditions.time_for(1).as_micros().max(1);
+        let bytes_max =
+            conditions.window_bytes.saturating_mul(usize::try_from(windows).unwrap_or(usize::MAX));
+        let mut collectives = Collectives::drawn(draws, bytes_max, self == Self::CollectiveMistakes);
+        collectives.reforms = match self {
+            Self::Collective => 0,
+            Self::CollectiveMistakes => 1,
+            _ => draws.bytes(0..=1),
+        };
+        collectives
     }
 
     fn workload(self, draws: &Draws) -> Workload {
@@ -172,7 +223,8 @@ impl Scenario {
             Self::Ring | Self::Partitions | Self::StoreOutage => draws.bytes(2..=5),
             Self::Crashes | Self::Chaos => draws.bytes(2..=4),
             Self::StoreWire | Self::StoreWireFaults | Self::Clocks | Self::Leavers => draws.bytes(2..=3),
-            Self::Calm | Self::Pair | Self::NoResume | Self::Vllm => 2,
+            // The others have no pipes.
+            _ => 2,
         };
         let traffic = match self {
             Self::Vllm => {
@@ -256,15 +308,46 @@ impl Scenario {
                 Choice { kinds: vec![ClockJump, ClockJump, Reset, Hold], victims: all, count: 1..=4, ..long }
             }
             Self::Leavers => Choice { count: 0..=3, ..short },
+            Self::Collective | Self::CollectiveMistakes => {
+                Choice { places: all, kinds: vec![Hold, Slow], count: 0..=4, ..short }
+            }
+            Self::CollectiveFaults => Choice {
+                kinds: vec![Reset, ResetAfter, Partition, Isolation, OneWay, Hold, Slow],
+                count: 1..=3,
+                within: COMPUTES_WITHIN,
+                ..long
+            },
+            Self::CollectiveCrashes => Choice {
+                kinds: vec![Restart, Reboot, Kill, PowerLoss, ClockJump, Hold],
+                victims: ranks,
+                count: 1..=2,
+                within: COMPUTES_WITHIN,
+                ..long
+            },
             Self::Chaos => Choice { kinds: Kind::ALL.to_vec(), victims: all, count: 1..=8, ..long },
         })
     }
 }
 
+/// What operations take of whom nobody is in a hurry, by the size of their payloads.
+const OPERATION_WITHIN: Duration = Duration::from_millis(200);
+
+/// Most groups are done after this time.
+const COMPUTES_WITHIN: Duration = Duration::from_millis(1500);
+
 impl Setup {
     /// Which errors the faults and the ranks' manners can cause.
     fn expect(&mut self) {
-        let Self { workload, faults, .. } = self;
+        let Self { software, faults, .. } = self;
+        let workload = match software {
+            Software::Pipes(workload) => workload,
+            Software::Collectives(collectives) => {
+                let silence = collectives.bearable();
+                let tolerance = Tolerance { over_store: false, silence, resumes: false, group: false };
+                self.expectations = Expectations::Beyond(tolerance);
+                return;
+            }
+        };
         let Workload { ranks, settings, group, .. } = workload;
         let tolerance = Tolerance {
             over_store: settings.wire == Wire::Store,
@@ -281,40 +364,62 @@ impl Setup {
         self.leaves_no_keys = foreseen == Blame { left: leaves, ..Blame::default() };
     }
 
-    /// By how much a limit of a pipe may seem to be exceeded: an item is on its way, or nothing gets through,
-    /// or a broken connection is being resumed.
-    fn slack(&self, seed: u64) -> Duration {
-        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
-        // Two ranks that did not meet over a store take away what they left there, in two parts, each for as
-        // long as an answer may take.
-        let clearing_up = if wire == Wire::Store { heartbeat * 2 } else { Duration::ZERO };
-        let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
-        let on_its_way = conditions.time_for(self.workload.sizes.bytes_max.max(LARGE_BYTES));
-        let slow = self.faults.faults.iter().filter(|planned| planned.fault.kind() == Kind::Slow);
-        let slow: Duration = slow.map(|planned| planned.fault.lasts()).sum();
-        let waits = heartbeat + reconnect + clearing_up + Duration::from_secs(1);
-        on_its_way + slow + self.faults.silence() + waits
-    }
-
     /// The world of this setup.
     #[must_use]
     pub fn world(&self, seed: u64) -> World {
-        let Settings { wire, heartbeat, reconnect, .. } = self.workload.settings;
+        let world = World::new(seed, self.software.ranks())
+            .faults(self.faults.clone())
+            .expects(self.expectations)
+            .leaves_no_keys(self.leaves_no_keys);
+        match &self.software {
+            Software::Pipes(workload) => self.world_of_pipes(world, workload, seed),
+            Software::Collectives(collectives) => self.world_of_groups(world, collectives),
+        }
+    }
+
+    fn world_of_pipes(&self, world: World, workload: &Workload, seed: u64) -> World {
+        let Settings { wire, heartbeat, reconnect, .. } = workload.settings;
         // Without a store to hear of it from, two attempts to reach it come first.
         let attempts = if wire == Wire::Store { heartbeat * 2 } else { heartbeat };
         // A connection that is broken just then is waited for. What was under way when its sender died
         // still comes, after a hold or by a slow link.
         let deaths_known_within = attempts + reconnect + self.faults.silence() + Duration::from_secs(1);
-        let world = World::new(seed, self.workload.ranks)
-            .faults(self.faults.clone())
-            .expects(self.expectations)
-            .limits(EDGE_MEETS_WITHIN, self.slack(seed))
-            .leaves_no_keys(self.leaves_no_keys);
-        match self.workload.pace {
+        let world = world.limits(EDGE_MEETS_WITHIN, self.slack(workload, seed));
+        match workload.pace {
             // While its inbox is full a receiver does not read, and silence says nothing.
             Pace::SlowReceiver => world,
             Pace::Brisk | Pace::IdleThenBurst => world.deaths_known_within(deaths_known_within),
         }
+    }
+
+    fn world_of_groups(&self, world: World, collectives: &Collectives) -> World {
+        let Collectives { timeout, heartbeat, reforms, .. } = collectives;
+        // A member that is missed is looked for after a while; whoever finds out looks for those that it has
+        // to tell.
+        let known_within = *heartbeat * 3 + self.faults.silence() + self.slow() + Duration::from_secs(1);
+        // Each run is formed, fails at last, and is left.
+        let runs = u32::try_from(reforms + 1).unwrap_or(u32::MAX);
+        let patience = (*timeout * 3 + Duration::from_secs(5)) * runs + MEET_WITHIN;
+        world.failures_known_within(known_within).leaves_nothing(true).patience(patience)
+    }
+
+    /// By how much a limit of a pipe may seem to be exceeded: an item is on its way, or nothing gets through,
+    /// or a broken connection is being resumed.
+    fn slack(&self, workload: &Workload, seed: u64) -> Duration {
+        let Settings { wire, heartbeat, reconnect, .. } = workload.settings;
+        // Two ranks that did not meet over a store take away what they left there, in two parts, each for as
+        // long as an answer may take.
+        let clearing_up = if wire == Wire::Store { heartbeat * 2 } else { Duration::ZERO };
+        let conditions = Conditions::drawn(&Draws::new(seed, "conditions"));
+        let on_its_way = conditions.time_for(workload.sizes.bytes_max.max(LARGE_BYTES));
+        let waits = heartbeat + reconnect + clearing_up + Duration::from_secs(1);
+        on_its_way + self.slow() + self.faults.silence() + waits
+    }
+
+    /// How long links are slow, all together.
+    fn slow(&self) -> Duration {
+        let slow = self.faults.faults.iter().filter(|planned| planned.fault.kind() == Kind::Slow);
+        slow.map(|planned| planned.fault.lasts()).sum()
     }
 }
 
@@ -340,7 +445,7 @@ impl Case {
             setup.faults = setup.faults.only(kept);
         }
         if let Some(items) = self.items {
-            setup.workload = setup.workload.at_most(items);
+            setup.software = setup.software.at_most(items);
         }
         setup
     }
@@ -349,8 +454,8 @@ impl Case {
     #[must_use]
     pub fn run(&self) -> Report {
         let setup = self.setup();
-        let workload = setup.workload.clone();
-        setup.world(self.seed).run(move |rank| workload.clone().run(rank))
+        let software = setup.software.clone();
+        setup.world(self.seed).run(move |rank| software.clone().run(rank))
     }
 }
 
@@ -371,7 +476,7 @@ impl fmt::Display for Case {
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { workload, faults, expectations, .. } = self;
-        write!(f, "{workload}  {expectations}\n{faults}")
+        let Self { software, faults, expectations, .. } = self;
+        write!(f, "{software}  {expectations}\n{faults}")
     }
 }

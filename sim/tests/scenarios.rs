@@ -135,6 +135,70 @@ fn what_vllm_sends_arrives() {
     assert!(happened(&reports, "vLLM: a hit") > 0);
 }
 
+fn assert_computed(reports: &[Report]) {
+    for operation in [
+        "barrier",
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "all_gather",
+        "all_gatherv",
+        "reduce_scatter",
+        "reduce_scatterv",
+        "gather",
+        "scatter",
+        "all_to_all",
+        "send",
+    ] {
+        assert!(happened(reports, operation) > 0, "no {operation} succeeded");
+    }
+}
+
+#[test]
+fn groups_compute_what_one_would_compute_alone_and_do_not_notice_short_delays() {
+    let reports = reports(Scenario::Collective);
+    assert_struck(&reports, &[Kind::Hold, Kind::Slow]);
+    assert_computed(&reports);
+    let failed: u64 = reports.iter().map(|report| report.operations[0]).sum();
+    assert_eq!(failed, 0);
+}
+
+#[test]
+fn all_members_learn_of_a_mistake_and_which_it_is() {
+    let reports = reports(Scenario::CollectiveMistakes);
+    assert_computed(&reports);
+    for what in [
+        "mistake: another call",
+        "mistake: absence",
+        "mistake: a dropped call",
+        "mistake: leaving early",
+        "group: PeerIncompatible",
+        "group: PeerAborted",
+        "group: PeerGone",
+        "group: Timeout",
+        "group: GroupBroken",
+        "a group is formed again",
+        "a call is refused",
+    ] {
+        assert!(happened(&reports, what) > 0, "nothing of: {what}");
+    }
+}
+
+#[test]
+fn groups_fail_of_resets_and_partitions_everywhere_or_nowhere() {
+    let reports = reports(Scenario::CollectiveFaults);
+    assert_struck(&reports, &[Kind::Reset, Kind::ResetAfter, Kind::Partition, Kind::Isolation, Kind::OneWay]);
+    assert!(happened(&reports, "group: PeerGone") > 0, "some were too long");
+    assert!(reports.iter().any(|report| report.operations[0] == 0 && report.operations[1] > 0));
+}
+
+#[test]
+fn groups_fail_of_the_dead_and_form_again() {
+    let reports = reports(Scenario::CollectiveCrashes);
+    assert_struck(&reports, &[Kind::Restart, Kind::Reboot, Kind::Kill, Kind::PowerLoss, Kind::ClockJump]);
+    assert!(happened(&reports, "a group is formed again") > 0);
+}
+
 #[test]
 fn anything_at_once_breaks_no_promise() {
     assert!(struck(&reports(Scenario::Chaos)).len() > 8);

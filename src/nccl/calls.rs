@@ -13,7 +13,8 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::codes::{DataType, Progress, ReduceOp, ResultCode};
+use super::ReduceOp;
+use super::codes::{DataType, Progress, ResultCode};
 use super::functions::{Config, RawComm};
 use super::library::Library;
 use crate::error::Result;

@@ -1,4 +1,4 @@
-//! The numbers of nccl.h: result codes, versions, data types, reduction operations.
+//! The numbers of nccl.h: result codes, versions, data types.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -151,29 +151,6 @@ impl DataType {
         })
     }
 
-    pub(super) fn code(self) -> c_int {
-        self as c_int
-    }
-}
-
-/// How a collective combines elements.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(i32)]
-pub enum ReduceOp {
-    /// Their sum.
-    #[default]
-    Sum = 0,
-    /// Their product.
-    Prod = 1,
-    /// The largest.
-    Max = 2,
-    /// The smallest.
-    Min = 3,
-    /// Their mean.
-    Avg = 4,
-}
-
-impl ReduceOp {
     pub(super) fn code(self) -> c_int {
         self as c_int
     }

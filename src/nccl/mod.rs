@@ -64,7 +64,8 @@ mod library;
 mod recorded;
 mod search;
 
-pub use codes::{DataType, Progress, ReduceOp, ResultCode, Version};
+pub use crate::reduce_op::ReduceOp;
+pub use codes::{DataType, Progress, ResultCode, Version};
 pub use communicator::{Communicator, CommunicatorConfig, Group, Registration};
 pub use functions::{Config, Functions, Missing, RawComm};
 pub use library::Library;

@@ -6,7 +6,8 @@ use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use super::codes::{DataType, Progress, ReduceOp, ResultCode};
+use super::ReduceOp;
+use super::codes::{DataType, Progress, ResultCode};
 use super::functions::{Config, Functions, RawComm};
 use super::library::Library;
 use crate::error::{Error, Result};

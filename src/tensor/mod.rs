@@ -10,6 +10,7 @@
 mod buffer;
 mod dtype;
 mod element;
+mod exclusive;
 mod pool;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
@@ -25,6 +26,7 @@ pub use buffer::ALIGNMENT;
 pub use buffer::map_file;
 pub use dtype::DType;
 pub use element::Element;
+pub use exclusive::TensorMut;
 pub use pool::{BufferMut, BufferPool, PoolStats};
 pub use shape::{MAX_DIMS, Shape};
 
@@ -257,6 +259,18 @@ impl Tensor {
             .chunks_exact(size_of::<T>())
             .map(|item| bytemuck::checked::try_pod_read_unaligned(item).map_err(|_| self.no_such_element()))
             .collect()
+    }
+
+    /// The rows of the first dimension from this one on that `shape` has. Nothing is copied.
+    #[cfg(not(loom))]
+    pub(crate) fn slice_rows(&self, begin: usize, shape: Shape) -> Result<Self> {
+        let (_, row) = shape.rows();
+        let begin = Shape::of_rows(begin, row)?.byte_len(self.dtype)?;
+        let range = begin..begin + shape.byte_len(self.dtype)?;
+        match &self.payload {
+            Payload::Host(bytes) => Self::new(self.dtype, shape, bytes.slice(range)),
+            Payload::Device(buffer) => Self::on_device(self.dtype, shape, buffer.slice(range)?),
+        }
     }
 
     fn bytes_of<T: Element>(&self) -> Result<&Bytes> {

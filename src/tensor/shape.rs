@@ -76,6 +76,21 @@ impl Shape {
         self.dims().iter().product()
     }
 
+    /// How many rows there are, and the dimensions of one. A scalar is one row of no dimensions.
+    #[cfg(not(loom))]
+    pub(crate) fn rows(&self) -> (usize, &[usize]) {
+        match self.dims() {
+            [] => (1, &[]),
+            [rows, row @ ..] => (*rows, row),
+        }
+    }
+
+    /// So many rows of these dimensions.
+    #[cfg(not(loom))]
+    pub(crate) fn of_rows(rows: usize, row: &[usize]) -> Result<Self> {
+        Self::new(&[&[rows], row].concat())
+    }
+
     /// The exact length in bytes of a contiguous tensor of this shape, as torch stores it.
     ///
     /// Where elements share an item (see [`DType::elements_per_item`]), every row of the last

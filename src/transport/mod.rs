@@ -38,7 +38,7 @@ pub mod memory;
 pub mod nccl;
 mod ring;
 #[cfg(not(loom))]
-mod session;
+pub(crate) mod session;
 #[cfg(not(loom))]
 mod stagings;
 #[cfg(not(loom))]
@@ -46,7 +46,7 @@ pub mod store;
 #[cfg(not(loom))]
 pub mod tcp;
 #[cfg(not(loom))]
-mod timing;
+pub(crate) mod timing;
 
 use std::future::Future;
 use std::sync::Arc;

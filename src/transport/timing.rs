@@ -8,21 +8,21 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::{Outbox, session};
 
 /// How long an end that gave up waits for the other to notice.
-pub(super) const GOODBYE: Duration = Duration::from_secs(1);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Ticks at which we listen for a peer whose silence we bear for `limit`.
-pub(super) fn listening(limit: Duration) -> Interval {
+pub(crate) fn listening(limit: Duration) -> Interval {
     ticker(limit / session::TICKS)
 }
 
 /// Ticks at which we speak to a peer that bears our silence for `limit`, which it chose: not more
 /// often than a hundred times a second.
-pub(super) fn speaking(limit: Duration) -> Interval {
+pub(crate) fn speaking(limit: Duration) -> Interval {
     ticker((limit / session::TICKS).max(Duration::from_millis(10)))
 }
 
 /// The first tick comes after a period, and after a delay the next one does, too.
-pub(super) fn ticker(period: Duration) -> Interval {
+pub(crate) fn ticker(period: Duration) -> Interval {
     // An interval of zero would panic.
     let period = period.max(Duration::from_millis(1));
     let mut ticker = interval_at(after(period), period);
@@ -31,12 +31,12 @@ pub(super) fn ticker(period: Duration) -> Interval {
 }
 
 /// The end of a wait; a wait beyond all measure ends in thirty years.
-pub(super) fn after(limit: Duration) -> Instant {
+pub(crate) fn after(limit: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     Instant::now() + limit.min(FAR)
 }
 
-pub(super) fn silent_for(heartbeat: Duration) -> String {
+pub(crate) fn silent_for(heartbeat: Duration) -> String {
     format!("it was silent for {} s", heartbeat.as_secs_f64())
 }
 
@@ -61,7 +61,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Pauses between attempts: doubling, with jitter.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     pause: Duration,
     pause_max: Duration,
 }
@@ -69,17 +69,17 @@ pub(super) struct Backoff {
 impl Backoff {
     const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-    pub(super) fn patient() -> Self {
+    pub(crate) fn patient() -> Self {
         Self { pause: Self::PAUSE_MIN, pause_max: PAUSE_MAX }
     }
 
     /// For a connection that broke: the first attempt comes at once, and there are several in
     /// `limit`.
-    pub(super) fn at_once(limit: Duration) -> Self {
+    pub(crate) fn at_once(limit: Duration) -> Self {
         Self { pause: Duration::ZERO, pause_max: PAUSE_MAX.min(limit / 8) }
     }
 
-    pub(super) fn next(&mut self, random: u64) -> Duration {
+    pub(crate) fn next(&mut self, random: u64) -> Duration {
         let pause = self.pause;
         self.pause = (pause * 2).clamp(Self::PAUSE_MIN.min(self.pause_max), self.pause_max);
         // Half of it, and a random part of the other half.

@@ -6,6 +6,7 @@
 //! | [`frame`] | framing, and the frames of the two directions of an edge | the tcp transport |
 //! | [`handshake`] | the four messages before the first frame | the tcp transport |
 //! | [`nccl`] | the same, and two more, where NCCL carries the payloads | the nccl transport |
+//! | [`collective`] | framed alike: calls, messages and aborts between ranks | process groups |
 //! | [`auth`] | the shared secret, and the proof of knowing it | the tcp transport |
 //! | [`object`] | what ranks of a group send one another | native groups |
 //! | [`pickle`] | the same, as Python's pickles | groups and stores that vLLM is in |
@@ -27,6 +28,7 @@
 
 pub mod auth;
 mod codec;
+pub mod collective;
 mod error;
 pub mod frame;
 pub mod handshake;

@@ -6,6 +6,7 @@ mod bad_input;
 mod bench;
 #[path = "../nccl/built.rs"]
 mod built;
+mod collectives;
 mod demo;
 mod doctor;
 mod failures;

@@ -18,7 +18,8 @@ use tokio::time::timeout;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Variables that kvpipe and NCCL read, and that no test inherits.
-pub(crate) const OF_THE_MACHINE: [&str; 9] = [
+pub(crate) const OF_THE_MACHINE: [&str; 10] = [
+    "KVPIPE_TORCH_PYTHON",
     "KVPIPE_SECRET",
     "KVPIPE_NCCL_SO_PATH",
     "VLLM_NCCL_SO_PATH",

@@ -57,15 +57,6 @@ fn a_driver_without_a_device_says_so_and_has_a_version() {
 }
 
 #[test]
-fn a_code_that_nobody_knows_is_told_as_it_is() {
-    let name = "finding::a_code_that_nobody_knows_is_told_as_it_is";
-    refused(name, "fail=cuDevicePrimaryCtxRetain:1:99999", 0, |error| {
-        let Error::Cuda { call, code, text } = error else { panic!("{error:?}") };
-        assert_eq!((call, code, text.as_str()), ("cuDevicePrimaryCtxRetain", 99_999, "unknown error"));
-    });
-}
-
-#[test]
 fn a_device_beyond_those_that_are_there_is_none() {
     let name = "finding::a_device_beyond_those_that_are_there_is_none";
     refused(name, "devices=2", 2, |error| {

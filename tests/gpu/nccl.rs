@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvpipe::collective::{Backend, ProcessGroup, ProcessGroupConfig, ReduceOp};
 use kvpipe::device::{CudaDevice, Device, DeviceBufferMut, DevicePool, Stream};
 use kvpipe::group::{GroupConfig, StatelessProcessGroup, WireMode};
 use kvpipe::nccl::{Communicator, CommunicatorConfig, Library};
@@ -130,6 +131,7 @@ fn a_child() {
             };
             match role {
                 "exchange" => exchange(&rank).await,
+                "group" => process_group(&rank).await,
                 "vllm" => vllm(&rank).await,
                 "death" => death(&rank).await,
                 "leak" => leak(&rank).await,
@@ -173,6 +175,43 @@ async fn exchange(rank: &Rank) {
     group.barrier().await.unwrap();
     pipe.close().await.unwrap();
     group.barrier().await.unwrap();
+}
+
+#[test]
+fn a_process_group_sums_and_gathers() {
+    run("group");
+}
+
+async fn process_group(rank: &Rank) {
+    let (device, library) = (Arc::clone(&rank.device), Some(Arc::clone(&rank.library)));
+    let config = ProcessGroupConfig { backend: Backend::Nccl { device, library }, ..Default::default() };
+    let group = ProcessGroup::from_store(TokioNet, &rank.store, rank.rank, 2, config).await.unwrap();
+    // Small integers, so that every order of adding gives the same.
+    let number = |index: usize, rank: usize| ((index * 7 + rank * 3) % 13) as f32;
+    for elements in [1, 1000, 4 << 20] {
+        let numbers = |rank| -> Vec<f32> { (0..elements).map(|index| number(index, rank)).collect() };
+        let own = Tensor::from_vec([elements], numbers(rank.rank)).unwrap();
+        let own = own.to_device(&rank.device).await.unwrap();
+        let begin = Instant::now();
+        let sum = group.all_reduce(&own, ReduceOp::Sum).await.unwrap();
+        let summed = begin.elapsed();
+        let joined = group.all_gather(&own).await.unwrap();
+        let sums: Vec<f32> = (0..elements).map(|index| number(index, 0) + number(index, 1)).collect();
+        assert!(sum.to_host().await.unwrap().to_vec::<f32>().unwrap() == sums, "{elements}");
+        let both = [numbers(0), numbers(1)].concat();
+        assert!(joined.to_host().await.unwrap().to_vec::<f32>().unwrap() == both, "{elements}");
+        if rank.rank == 0 {
+            println!("gpu: an all_reduce of {elements} float32 took {summed:?}");
+        }
+    }
+    let begin = Instant::now();
+    for _ in 0..100 {
+        group.barrier().await.unwrap();
+    }
+    if rank.rank == 0 {
+        println!("gpu: what agreement costs an operation: {:?}", begin.elapsed() / 100);
+    }
+    group.destroy().await.unwrap();
 }
 
 #[test]

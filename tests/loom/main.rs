@@ -84,6 +84,17 @@
 //! for close against close (`close_both_*`), for a receiver that is
 //! dropped with the sender waiting behind it (receiver_dropped) and for the accounts after a failure.
 //!
+//! ## A process group
+//!
+//! Its operations and its keeper share a lobby, of one lock; all else of it is behind an async mutex of
+//! tokio's, which is one task's at a time. [`lobby`]:
+//!
+//! | | `arrival` | `failed` | `fail` |
+//! |---|---|---|---|
+//! | `admit` | lobby_admit | · | lobby_admit_fail |
+//! | `take` | lobby_take | · | · |
+//! | `fail` | lobby_fail | lobby_fail | lobby_fail_twice |
+//!
 //! # What loom does not see
 //!
 //! - *Time.* What takes no time is over at once, everything else never: `patience*` are the models of
@@ -102,6 +113,7 @@
 #![allow(missing_docs, reason = "a test binary")]
 
 mod inbox;
+mod lobby;
 mod outbox;
 mod pairs;
 mod pipe;

@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use kvpipe::tensor::DType;
+use kvpipe::wire::collective::{self, Call, Fault, GroupFrame, GroupReply};
 use kvpipe::wire::frame::{Frame, Reply};
 use kvpipe::wire::handshake::{Answer, Endpoint, Hello, Proof, Refusal, RefusalReason, Verdict, Welcome};
 use kvpipe::wire::nccl::{NcclFrame, NcclReply};
@@ -81,6 +82,22 @@ fn what_an_nccl_edge_says_besides_is_frozen() {
     assert_golden("frame goodbye", &NcclFrame::Edge(Frame::Goodbye));
     assert_golden("nccl ready", &NcclReply::Ready { upto: 9 });
     assert_golden("reply alive", &NcclReply::Edge(Reply::Alive));
+}
+
+#[test]
+fn what_ranks_of_a_process_group_say_is_frozen() {
+    let call = Call::new("broadcast of float32 [4] from rank 1");
+    assert_golden("group begin", &GroupFrame::Begin { operation: 7, pair: None, call: call.clone() });
+    assert_golden("group begin, pair", &GroupFrame::Begin { operation: 7, pair: Some(3), call });
+    assert_golden("group part", &GroupFrame::Part { bytes: 0x0102_0304_0506 });
+    let verdict = |fault| collective::Verdict { fault, rank: 2, reason: "why".into() };
+    assert_golden("group abort, mismatch", &GroupFrame::Abort(verdict(Fault::Mismatch)));
+    assert_golden("group alive", &GroupFrame::Alive);
+    assert_golden("group goodbye", &GroupFrame::Goodbye);
+    assert_golden("group reply abort, gone", &GroupReply::Abort(verdict(Fault::Gone)));
+    assert_golden("group reply abort, other", &GroupReply::Abort(verdict(Fault::Other)));
+    assert_golden("group reply alive", &GroupReply::Alive);
+    assert_golden("group reply goodbye", &GroupReply::Goodbye);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use kvpipe::tensor::{DType, Shape};
+use kvpipe::wire::collective::{self, Call, Fault, GroupFrame, GroupReply};
 use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply};
 use kvpipe::wire::handshake::{
     Answer, Endpoint, Hello, MAGIC, Proof, Refusal, RefusalReason, Verdict, Welcome,
@@ -52,6 +53,8 @@ messages! {
     Reply: PREFIX_BYTES;
     NcclFrame: PREFIX_BYTES;
     NcclReply: PREFIX_BYTES;
+    GroupFrame: PREFIX_BYTES;
+    GroupReply: PREFIX_BYTES;
     Hello: MAGIC.len() + PREFIX_BYTES;
     Answer: MAGIC.len() + PREFIX_BYTES;
     Proof: PREFIX_BYTES;
@@ -104,6 +107,37 @@ pub(crate) fn any_nccl_reply() -> impl Strategy<Value = NcclReply> {
         any::<u64>().prop_map(|upto| NcclReply::Ready { upto }),
         any_reply().prop_map(NcclReply::Edge)
     ]
+}
+
+pub(crate) fn any_group_frame() -> impl Strategy<Value = GroupFrame> {
+    prop_oneof![
+        (any::<u64>(), any::<Option<u64>>(), ".*").prop_map(|(operation, pair, words)| GroupFrame::Begin {
+            operation,
+            pair,
+            call: Call::new(words)
+        }),
+        any::<u64>().prop_map(|bytes| GroupFrame::Part { bytes }),
+        any_group_verdict().prop_map(GroupFrame::Abort),
+        Just(GroupFrame::Alive),
+        Just(GroupFrame::Goodbye),
+    ]
+}
+
+pub(crate) fn any_group_reply() -> impl Strategy<Value = GroupReply> {
+    prop_oneof![
+        any_group_verdict().prop_map(GroupReply::Abort),
+        Just(GroupReply::Alive),
+        Just(GroupReply::Goodbye),
+    ]
+}
+
+fn any_group_verdict() -> impl Strategy<Value = collective::Verdict> {
+    let fault = prop_oneof![Just(Fault::Mismatch), Just(Fault::Gone), Just(Fault::Other)];
+    (fault, any::<u32>(), any_text()).prop_map(|(fault, rank, reason)| collective::Verdict {
+        fault,
+        rank,
+        reason,
+    })
 }
 
 pub(crate) fn any_hello() -> impl Strategy<Value = Hello> {

@@ -1,5 +1,6 @@
 //! What holds for every message, whatever its values.
 
+use kvpipe::wire::collective::{GroupFrame, GroupReply};
 use kvpipe::wire::frame::{Frame, MAX_FRAME_BYTES, Reply};
 use kvpipe::wire::handshake::{Answer, Hello, Proof, Verdict};
 use kvpipe::wire::nccl::{NcclFrame, NcclReply};
@@ -7,8 +8,8 @@ use kvpipe::wire::{DecodeError, Metadata};
 use proptest::prelude::*;
 
 use crate::message::{
-    Message, any_answer, any_frame, any_hello, any_metadata, any_nccl_frame, any_nccl_reply, any_proof,
-    any_reply, any_verdict,
+    Message, any_answer, any_frame, any_group_frame, any_group_reply, any_hello, any_metadata,
+    any_nccl_frame, any_nccl_reply, any_proof, any_reply, any_verdict,
 };
 
 macro_rules! properties {
@@ -78,6 +79,8 @@ properties! {
     reply: Reply = any_reply();
     nccl_frame: NcclFrame = any_nccl_frame();
     nccl_reply: NcclReply = any_nccl_reply();
+    group_frame: GroupFrame = any_group_frame();
+    group_reply: GroupReply = any_group_reply();
     hello: Hello = any_hello();
     answer: Answer = any_answer();
     proof: Proof = any_proof();

@@ -1,7 +1,7 @@
 //! A connection: two directions, and what either end knows.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -115,6 +115,11 @@ impl Connection {
 
     pub(super) fn is_in_use(&self) -> bool {
         self.sides.iter().any(|side| side.is_in_use)
+    }
+
+    /// Whether that end is on that host, and somebody uses it.
+    pub(super) fn is_used_at(&self, end: End, host: IpAddr) -> bool {
+        self.hosts[end as usize] == host && self.sides[end as usize].is_in_use
     }
 
     pub(super) fn life(&self, end: End) -> Life {

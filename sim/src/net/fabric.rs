@@ -58,6 +58,14 @@ impl Fabric {
         }
     }
 
+    pub(super) fn sockets(&self, host: IpAddr) -> usize {
+        let ends = |connection: &Connection| {
+            End::BOTH.into_iter().filter(|end| connection.is_used_at(*end, host)).count()
+        };
+        let listeners = self.listeners.values().filter(|listener| listener.host == host).count();
+        self.connections.values().map(ends).sum::<usize>() + listeners
+    }
+
     pub(super) fn next_id(&mut self) -> u64 {
         self.ids += 1;
         self.ids

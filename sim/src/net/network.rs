@@ -161,6 +161,12 @@ impl Network {
         self.with(|fabric, _| fabric.made.get(&ordered([one, other])).copied().unwrap_or_default())
     }
 
+    /// How many sockets the software of a host has: those that listen, and ends of connections.
+    #[must_use]
+    pub fn sockets(&self, host: IpAddr) -> usize {
+        self.with(|fabric, _| fabric.sockets(host))
+    }
+
     /// Does something to all connections at the present time.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut Fabric, Duration) -> T) -> T {
         let now = self.trace().now();

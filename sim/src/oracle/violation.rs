@@ -187,6 +187,22 @@ pub enum Violation {
         /// Simulated time.
         after: Duration,
     },
+    /// A process group has failed at a member, or a member is dead, and another one does not know it.
+    #[error("its {call} goes on {after:?} after another member has failed")]
+    FailureUnnoticed {
+        /// What it has called.
+        call: &'static str,
+        /// Simulated time.
+        after: Duration,
+    },
+    /// The software of a rank has ended, and something is left of it.
+    #[error("{tasks} tasks and {sockets} sockets are left after the end")]
+    Remains {
+        /// On its runtime.
+        tasks: usize,
+        /// That listen, or are an end of a connection.
+        sockets: usize,
+    },
     /// The software of a rank has ended, and a pipe of its has not.
     #[error("{drivers} drivers of pipes still run {after:?} after the world was healed")]
     DriversLeft {

@@ -18,7 +18,7 @@ pub struct Coverage {
     pub happened: BTreeMap<String, u64>,
     /// Runs in which faults were planned, and none struck.
     pub unscathed: u64,
-    /// Runs in which no item was ever accepted.
+    /// Runs in which no item was ever accepted, and no operation of a process group called.
     pub empty: u64,
     /// Pipes that were opened at a sending end.
     pub streams: u64,
@@ -26,6 +26,8 @@ pub struct Coverage {
     pub failed: u64,
     /// Items accepted and delivered.
     pub items: [u64; 2],
+    /// Calls of operations of process groups that failed, and that did not.
+    pub operations: [u64; 2],
 }
 
 impl Coverage {
@@ -35,7 +37,7 @@ impl Coverage {
             self.faults.entry(planned.fault.kind()).or_default()[0] += 1;
         }
         self.unscathed += u64::from(report.struck.is_empty() && !report.faults.faults.is_empty());
-        self.empty += u64::from(report.totals.accepted == 0);
+        self.empty += u64::from(report.totals.accepted == 0 && report.operations == [0, 0]);
         for (kind, count) in &report.struck {
             self.faults.entry(*kind).or_default()[1] += count;
         }
@@ -47,6 +49,9 @@ impl Coverage {
         self.failed += report.totals.failed as u64;
         self.items[0] += report.totals.accepted as u64;
         self.items[1] += report.totals.delivered as u64;
+        for (count, more) in self.operations.iter_mut().zip(report.operations) {
+            *count += more;
+        }
     }
 
     /// Kinds of faults that never hit anything.
@@ -62,12 +67,13 @@ impl Coverage {
 impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [accepted, delivered] = self.items;
-        let Self { streams, failed, unscathed, empty, .. } = self;
+        let Self { streams, failed, unscathed, empty, operations: [broken, done], .. } = self;
         writeln!(
             f,
             "{streams} streams, {failed} ended by a failure; {accepted} items accepted, {delivered} delivered"
         )?;
-        writeln!(f, "in {unscathed} runs no fault came before the end, in {empty} no item was sent")?;
+        writeln!(f, "{done} calls of operations succeeded, {broken} failed")?;
+        writeln!(f, "in {unscathed} runs no fault came before the end, in {empty} nothing was done")?;
         writeln!(f, "{:<28} {:>10} {:>10}", "fault", "planned", "struck")?;
         for (kind, [planned, struck]) in &self.faults {
             writeln!(f, "  {:<26} {planned:>10} {struck:>10}", kind.name())?;

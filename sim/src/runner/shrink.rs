@@ -40,8 +40,8 @@ pub fn shrink(case: &Case, goes_on: impl Fn() -> bool) -> Shrunk {
             }
         }
     }
-    let mut items = setup.workload.items;
-    for fewer in (0..).map(|power| 1 << power).take_while(|fewer| *fewer < setup.workload.items) {
+    let mut items = setup.software.items();
+    for fewer in (0..).map(|power| 1 << power).take_while(|fewer| *fewer < setup.software.items()) {
         if search.accepts(Case { items: Some(fewer), ..search.best.clone() }) {
             items = fewer;
             break;

@@ -1,5 +1,6 @@
 //! What ranks do in a world when nobody brings software of his own: [`Workload`].
 
+mod collective;
 pub mod items;
 mod program;
 mod settings;
@@ -9,12 +10,62 @@ use std::fmt;
 
 use kvpipe::Result;
 
+pub use self::collective::Collectives;
 use self::items::Sizes;
 pub use self::settings::{EDGE_MEETS_WITHIN, Settings, Wire};
 use crate::draws::Draws;
 use crate::world::Rank;
 
 /// What the ranks of a world do.
+#[derive(Clone, Debug)]
+pub enum Software {
+    /// They send each other items.
+    Pipes(Workload),
+    /// They compute together.
+    Collectives(Collectives),
+}
+
+impl Software {
+    /// How many ranks there are.
+    #[must_use]
+    pub fn ranks(&self) -> usize {
+        match self {
+            Self::Pipes(workload) => workload.ranks,
+            Self::Collectives(collectives) => collectives.ranks,
+        }
+    }
+
+    /// How many items each sender sends, or operations each group has.
+    #[must_use]
+    pub fn items(&self) -> usize {
+        match self {
+            Self::Pipes(workload) => workload.items,
+            Self::Collectives(collectives) => collectives.items,
+        }
+    }
+
+    /// The same with fewer of them.
+    #[must_use]
+    pub fn at_most(self, items: usize) -> Self {
+        match self {
+            Self::Pipes(workload) => Self::Pipes(workload.at_most(items)),
+            Self::Collectives(collectives) => Self::Collectives(collectives.at_most(items)),
+        }
+    }
+
+    /// What the software of a rank is.
+    ///
+    /// # Errors
+    /// Why it could not begin.
+    pub async fn run(self, rank: Rank) -> Result<()> {
+        match self {
+            Self::Pipes(workload) => workload.run(rank).await,
+            Self::Collectives(collectives) => collectives.run(rank).await,
+        }
+    }
+}
+
+/// What the ranks of a world do with pipes.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// How many there are.
@@ -106,6 +157,15 @@ impl Pace {
             0 => Self::IdleThenBurst,
             1 | 2 => Self::SlowReceiver,
             _ => Self::Brisk,
+        }
+    }
+}
+
+impl fmt::Display for Software {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pipes(workload) => workload.fmt(f),
+            Self::Collectives(collectives) => collectives.fmt(f),
         }
     }
 }

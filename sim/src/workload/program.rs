@@ -284,7 +284,7 @@ async fn receive_one(end: &ReceivingEnd, draws: &Draws) -> Result<bool> {
 }
 
 /// Waits for all of them. A panic there is one here.
-async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
+pub(super) async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
     let mut result = Ok(());
     while let Some(ended) = tasks.join_next().await {
         result = result.and(ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())));
@@ -293,7 +293,7 @@ async fn all(mut tasks: JoinSet<Result<()>>) -> Result<()> {
 }
 
 /// Does something else now and then.
-async fn dawdle(draws: &Draws) {
+pub(super) async fn dawdle(draws: &Draws) {
     if draws.one_in(4) {
         tokio::time::sleep(Duration::from_millis(draws.between(1..=30))).await;
     }

@@ -11,6 +11,10 @@
 //! | the same, of ranks that meet in a group first | all ranks' links to the store, and all hosts | the same |
 //! | what users do | leave this edge; begin anew at *a* or *b* | the same |
 //!
+//! A process group may fail of what befalls any two of its members, for they fail together; until it has
+//! formed, of what befalls their links to the store and its host as well; and of what a member does
+//! ([`Deed`](super::Deed)).
+//!
 //! A failure of one edge is no cause for another: a pipe's two directions have nothing to do with each
 //! other, and what a rank does *because* of a failure (open a new pipe, leave) is one of its deeds.
 
@@ -201,6 +205,40 @@ impl Causes {
         Blame { severed, late: self.have_jumped(&hosts), ..Blame::default() }
     }
 
+    /// What may have befallen a process group by now.
+    pub(crate) fn of_group(&self, members: &[usize], has_formed: bool, now: Duration) -> Blame {
+        let Expectations::Beyond(tolerance) = self.expectations else { return self.of_any() };
+        let mut hosts: Vec<_> = members.iter().copied().map(Place::Rank).collect();
+        let mut links: Vec<_> = hosts
+            .iter()
+            .enumerate()
+            .flat_map(|(place, one)| hosts[..place].iter().map(|other| [*one, *other]))
+            .collect();
+        if !has_formed {
+            links.extend(hosts.iter().copied().map(to_store));
+            hosts.push(Place::Store);
+        }
+        // Each link has an edge of its own, whose end is as patient as the others.
+        let silence = links.iter().map(|link| self.silence_of_meeting(*link, now)).max().unwrap_or_default();
+        let late = self.have_jumped(&hosts);
+        Blame {
+            // A rank whose clock has jumped gives up one that it connects to.
+            severed: self.are_cut(&links) || self.have_died(&hosts) || silence > tolerance.silence || late,
+            restarted: members.iter().any(|rank| self.anew.contains(rank)),
+            left: false,
+            late,
+        }
+    }
+
+    /// How long the ends of a link may have been out of each other's hearing, if they were connecting.
+    fn silence_of_meeting(&self, link: [Place; 2], now: Duration) -> Duration {
+        let slow = |Planned { at, fault }: &&Planned| {
+            matches!(fault, Fault::Slow(..)) && fault.is_on(link) && (*at <= now || !self.jumped.is_empty())
+        };
+        let slow: Duration = self.faults.iter().filter(slow).map(|planned| planned.fault.silence()).sum();
+        self.silence(&[link], now) + slow * (HANDSHAKE_WAYS - 1)
+    }
+
     /// Everything or nothing.
     fn of_any(&self) -> Blame {
         let any = self.expectations == Expectations::Anything;
@@ -255,7 +293,7 @@ impl Blame {
         }
     }
 
-    fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         Self {
             severed: self.severed || other.severed,
             restarted: self.restarted || other.restarted,
@@ -264,6 +302,9 @@ impl Blame {
         }
     }
 }
+
+/// How often two ranks wait for each other until they are connected, each of them once more at the end.
+const HANDSHAKE_WAYS: u32 = 6;
 
 fn to_store(rank: Place) -> [Place; 2] {
     [rank, Place::Store]
@@ -442,5 +483,42 @@ mod tests {
         let blame = foreseen(&[reset], [false, true]);
         assert_eq!(blame, Blame { severed: true, left: true, ..Blame::default() });
         assert_eq!(foreseen(&[], [true, false]), Blame { restarted: true, ..Blame::default() });
+    }
+
+    #[test]
+    fn a_group_fails_of_what_befalls_its_members_and_until_it_has_formed_their_way_to_the_store() {
+        let tolerance = Tolerance { resumes: false, ..TCP };
+        let severed = |causes: &Causes, has_formed| {
+            [[0, 1, 2], [0, 2, 3]].map(|members| causes.of_group(&members, has_formed, SECOND * 9).severed)
+        };
+        let mut held = causes(tolerance);
+        held.begins(SECOND, &hold(LINK));
+        assert_eq!(severed(&held, true), [true, false]);
+        assert!(!held.of_group(&[0, 1, 2], true, SECOND + BEARABLE).severed);
+        let mut cut = causes(tolerance);
+        cut.cuts([Place::Rank(3), Place::Rank(2)]);
+        assert_eq!(severed(&cut, true), [false, true]);
+        let mut cut = causes(tolerance);
+        cut.cuts([Place::Rank(1), Place::Store]);
+        assert_eq!(severed(&cut, true), [false, false]);
+        assert_eq!(severed(&cut, false), [true, false]);
+        let mut late = causes(tolerance);
+        late.jumps(Place::Rank(1));
+        assert_eq!([[0, 1], [2, 3]].map(|members| late.of_group(&members, true, SECOND).late), [true, false]);
+    }
+
+    #[test]
+    fn short_silences_of_different_links_do_not_add_up_in_a_group_and_slow_ways_of_one_do() {
+        let mut causes = causes(Tolerance { resumes: false, ..TCP });
+        for link in [[0, 1], [1, 2], [2, 0]] {
+            causes.begins(Duration::ZERO, &Fault::Hold(link.map(Place::Rank), BEARABLE));
+        }
+        assert!(!causes.of_group(&[0, 1, 2], true, SECOND).severed);
+        let latency = [Duration::ZERO, BEARABLE / HANDSHAKE_WAYS];
+        let slow = [Place::Rank(3), Place::Rank(0)];
+        causes.begins(Duration::ZERO, &Fault::Slow(slow, latency, SECOND));
+        assert!(!causes.of_group(&[0, 3], true, SECOND).severed);
+        causes.begins(Duration::ZERO, &Fault::Slow(slow, latency, SECOND));
+        assert!(causes.of_group(&[0, 3], true, SECOND).severed);
     }
 }

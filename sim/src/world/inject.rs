@@ -190,6 +190,7 @@ impl Injector {
         sim.crash(place.to_string());
         if let Place::Rank(rank) = place {
             let mut state = shared.lock();
+            state.dies_in_groups(rank, sim.elapsed());
             let life = state.lives.entry(rank).or_default();
             *life = Life { running: false, ..life.clone() };
             if self.faults[number].fault.is_for_good() {

@@ -75,6 +75,7 @@ mod causes;
 mod ends;
 mod inject;
 mod limits;
+mod members;
 mod rank;
 mod report;
 mod state;
@@ -93,6 +94,7 @@ pub use self::causes::{Expectations, Tolerance};
 pub use self::ends::{ReceivingEnd, SendingEnd};
 use self::inject::Injector;
 use self::limits::Limits;
+pub use self::members::{Deed, Member};
 pub use self::rank::{MEET_WITHIN, Rank, STORE_PORT};
 pub use self::report::{Outcome, Report};
 use self::state::{Life, Shared, State, name_of, told};
@@ -114,10 +116,15 @@ pub struct World {
     leaves_no_keys: bool,
     deaths_known_within: Option<Duration>,
     limits: Option<Limits>,
+    failures_known_within: Option<Duration>,
+    leaves_nothing: bool,
 }
 
 /// Simulated time in which everybody must come to an end in a healed world.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Time for farewells that a rank says after its software has ended.
+const REMAINS_GO_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time for the last deletions to reach the store after everybody has left.
 const STORE_SETTLES_WITHIN: Duration = Duration::from_secs(5);
@@ -137,6 +144,8 @@ impl World {
             leaves_no_keys: false,
             deaths_known_within: None,
             limits: None,
+            failures_known_within: None,
+            leaves_nothing: false,
         }
     }
 
@@ -187,6 +196,19 @@ impl World {
         Self { limits: Some(Limits { connect, slack }), ..self }
     }
 
+    /// How long a call of a member that [`Rank::join`] gave may go on once another member of the group has
+    /// failed, or is dead. By default as long as anything may take.
+    #[must_use]
+    pub fn failures_known_within(self, limit: Duration) -> Self {
+        Self { failures_known_within: Some(limit), ..self }
+    }
+
+    /// Soon after the software of all ranks has ended, none has a task or a socket left.
+    #[must_use]
+    pub fn leaves_nothing(self, required: bool) -> Self {
+        Self { leaves_nothing: required, ..self }
+    }
+
     /// Runs `software` on every rank, from the beginning again on each that restarts. The same seed,
     /// plan and software give the same report, to the byte.
     #[must_use]
@@ -212,11 +234,13 @@ impl World {
         drop(sim);
         let mut state = shared.lock();
         state.hear(panics.take());
-        let State { oracle, lives, happened, .. } = &mut *state;
+        let State { oracle, lives, happened, operations, .. } = &mut *state;
         let (oracle, lives, happened) =
             (std::mem::take(oracle), std::mem::take(lives), std::mem::take(happened));
+        let operations = *operations;
         drop(state);
-        Report::new(&self, oracle, &lives, happened, struck, &network, simulated)
+        let report = Report::new(&self, oracle, &lives, happened, struck, &network, simulated);
+        Report { operations, ..report }
     }
 
     fn add_store(&self, sim: &mut Sim<'static>, network: &Network, shared: &Shared) {
@@ -261,6 +285,7 @@ impl World {
             let (software, shared) = (software.clone(), shared.clone());
             async move {
                 shared.keep_clock(Place::Rank(rank));
+                shared.runs_on(rank, tokio::runtime::Handle::current());
                 let running = tokio::task::spawn_local(software(handle.clone()));
                 let result =
                     running.await.unwrap_or_else(|panic| Err(Error::Bug(format!("it panicked: {panic}"))));
@@ -282,7 +307,7 @@ impl World {
         panics: &panics::Listener,
     ) -> Duration {
         let healed = self.faults.healed_at();
-        let mut settled_by = None;
+        let mut over_since = None;
         loop {
             let now = sim.elapsed();
             injector.strike(now, sim, network, shared);
@@ -296,6 +321,9 @@ impl World {
             if let Some(limit) = self.deaths_known_within {
                 state.look_for_ignorance(now, limit, self.ranks);
             }
+            if let Some(limit) = self.failures_known_within {
+                state.look_for_ignorant_members(now, limit);
+            }
             if let Some(limits) = self.limits {
                 state.look_for_stalls(now, limits);
             }
@@ -303,8 +331,10 @@ impl World {
                 return now;
             }
             if state.is_over() && !injector.awaits_a_rank() {
-                let settled_by = *settled_by.get_or_insert(now + STORE_SETTLES_WITHIN);
-                if !self.leaves_no_keys || state.check_keys(now >= settled_by) {
+                let over_for = now - *over_since.get_or_insert(now);
+                let no_keys = !self.leaves_no_keys || state.check_keys(over_for >= STORE_SETTLES_WITHIN);
+                let nothing = !self.leaves_nothing || state.check_remains(over_for >= REMAINS_GO_WITHIN);
+                if no_keys && nothing {
                     return now;
                 }
             } else if now > healed + self.patience {

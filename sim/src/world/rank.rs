@@ -3,9 +3,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use kvpipe::collective::ProcessGroupConfig;
 use kvpipe::entropy::Entropy;
 use kvpipe::group::{GroupConfig, StatelessProcessGroup};
 use kvpipe::pipe::Driver;
+use kvpipe::store::Store;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore};
 use kvpipe::transport::store::StoreConfig;
 use kvpipe::transport::tcp::TcpConfig;
@@ -14,7 +16,7 @@ use kvpipe::{Pipe, PipeConfig, Result};
 
 use super::ends::Stopwatch;
 use super::limits::Closing;
-use super::{ReceivingEnd, SendingEnd, Shared, name_of, told};
+use super::{Member, ReceivingEnd, SendingEnd, Shared, name_of, told};
 use crate::draws::Draws;
 use crate::net::SimNet;
 use crate::oracle::{EndId, Violation};
@@ -123,6 +125,22 @@ impl Rank {
     pub fn group(&self, store: TcpStore<SimNet>) -> Result<StatelessProcessGroup<TcpStore<SimNet>>> {
         let config = GroupConfig { entropy: self.entropy(), timeout: MEET_WITHIN, ..GroupConfig::default() };
         StatelessProcessGroup::new(store, self.number, self.world_size, config)
+    }
+
+    /// A watched process group, formed for the so-manieth time, of these ranks in this order. What this
+    /// rank's calls give is judged, and whether they end in time.
+    ///
+    /// # Errors
+    /// As [`ProcessGroup::from_store`](kvpipe::collective::ProcessGroup::from_store).
+    pub async fn join(
+        &self,
+        store: &impl Store,
+        name: &str,
+        members: &[usize],
+        run: usize,
+        config: ProcessGroupConfig,
+    ) -> Result<Member> {
+        Member::join(self, store, name, members, run, config).await
     }
 
     /// How to set up a tcp transport so that runs of the seed are the same.

@@ -33,6 +33,8 @@ pub struct Report {
     pub violations: Vec<String>,
     /// What the streams came to.
     pub totals: Totals,
+    /// Calls of operations of process groups that failed, and that did not.
+    pub operations: [u64; 2],
     /// What became of the software of each rank, the last time it ran.
     pub results: Vec<Outcome>,
     /// How many faults of each kind really hit something.
@@ -65,6 +67,7 @@ impl Report {
             faults: world.faults.clone(),
             violations: broken.into_iter().map(|(who, what)| format!("{who}: {what}")).collect(),
             totals,
+            operations: [0; 2],
             results: lives.values().map(Life::outcome).collect(),
             struck,
             happened,
@@ -101,7 +104,7 @@ pub struct Summary<'a>(&'a Report);
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { results, struck, totals, simulated, violations, .. } = self.0;
+        let Report { results, struck, totals, operations, simulated, violations, .. } = self.0;
         for (rank, result) in results.iter().enumerate() {
             match result {
                 Outcome::Ended(Ok(())) => {}
@@ -119,7 +122,11 @@ impl fmt::Display for Summary<'_> {
         violations.iter().try_for_each(|violation| writeln!(f, "FAILED: {violation}"))?;
         let verdict = if violations.is_empty() { "ok" } else { "FAILED" };
         let (accepted, delivered, seconds) = (totals.accepted, totals.delivered, simulated.as_secs_f64());
-        write!(f, "{verdict}: {delivered} of {accepted} items delivered, {seconds:.3} s simulated")
+        match operations {
+            [0, 0] => write!(f, "{verdict}: {delivered} of {accepted} items delivered")?,
+            [failed, done] => write!(f, "{verdict}: {done} calls of operations succeeded, {failed} failed")?,
+        }
+        write!(f, ", {seconds:.3} s simulated")
     }
 }
 

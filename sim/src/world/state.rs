@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use kvpipe::store::tcp::TcpStoreServer;
 use kvpipe::{Error, Result};
+use tokio::runtime::Handle;
 
 use super::causes::Causes;
 use super::limits::{Closing, Watched};
+use super::members::Watch;
 use crate::fault::Place;
 use crate::net::Network;
 use crate::oracle::{Oracle, Violation};
@@ -42,6 +44,10 @@ pub(super) struct State {
     /// Who has come to which barrier.
     pub(super) meetings: BTreeMap<&'static str, BTreeSet<usize>>,
     pub(super) store: Weak<TcpStoreServer>,
+    /// Process groups by their names.
+    pub(super) groups: BTreeMap<String, Watch>,
+    /// Operations of process groups that failed, and that did not.
+    pub(super) operations: [u64; 2],
     /// How often each thing happened that a run might as well go without.
     pub(super) happened: BTreeMap<String, u64>,
 }
@@ -52,6 +58,8 @@ pub(super) struct Life {
     pub(super) starts: usize,
     pub(super) running: bool,
     pub(super) result: Option<Result<()>>,
+    /// What its tasks run on.
+    pub(super) runtime: Option<Handle>,
 }
 
 /// Jumps of a clock that are to come.
@@ -75,12 +83,16 @@ impl Shared {
     pub(super) fn starts(&self, rank: usize) -> usize {
         let mut state = self.lock();
         let life = state.lives.entry(rank).or_default();
-        *life = Life { starts: life.starts + 1, running: true, result: None };
+        *life = Life { starts: life.starts + 1, running: true, ..Life::default() };
         let before = life.starts - 1;
         if before > 0 {
             state.causes.begins_anew(rank);
         }
         before
+    }
+
+    pub(super) fn runs_on(&self, rank: usize, runtime: Handle) {
+        self.lock().lives.entry(rank).or_default().runtime = Some(runtime);
     }
 
     pub(super) fn ends(&self, rank: usize, result: Result<()>) {
@@ -119,6 +131,8 @@ impl State {
             dead: BTreeMap::new(),
             meetings: BTreeMap::new(),
             store: Weak::new(),
+            groups: BTreeMap::new(),
+            operations: [0; 2],
             happened: BTreeMap::new(),
         }
     }
@@ -199,6 +213,22 @@ impl State {
             self.oracle.finds("the store", violation);
         }
         clean || too_late
+    }
+
+    /// Whether no rank has a task or a socket left, or that was complained of.
+    pub(super) fn check_remains(&mut self, too_late: bool) -> bool {
+        let remains = |(rank, life): (&usize, &Life)| {
+            let tasks = life.runtime.as_ref().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+            let sockets = self.network.sockets(self.addresses[&Place::Rank(*rank)]);
+            (tasks + sockets > 0).then_some((*rank, tasks, sockets))
+        };
+        let remains: Vec<_> = self.lives.iter().filter_map(remains).collect();
+        if too_late {
+            for &(rank, tasks, sockets) in &remains {
+                self.oracle.finds(Place::Rank(rank), Violation::Remains { tasks, sockets });
+            }
+        }
+        remains.is_empty() || too_late
     }
 
     pub(super) fn complain_of_waiting(&mut self, after: Duration) {

@@ -1,17 +1,17 @@
-//! Processes that this one starts from itself, and whose standard output it reads: one JSON event a
-//! line. Their standard input says nothing, and ends when this process does.
+//! Processes that this one starts, mostly from itself, and whose standard output it reads: one JSON event
+//! a line. Their standard input ends when this process does, and says nothing before unless asked to.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use std::{env, io};
 
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -55,12 +55,34 @@ impl<E: DeserializeOwned + Send + 'static> Children<E> {
         environment: Vec<(&'static str, String)>,
     ) -> Result<(), Failure> {
         let mut command = Command::new(&self.program);
-        command.args(arguments).envs(environment).kill_on_drop(true);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|error| Failure::io(format!("starting {name}"), &error))?;
-        let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());
-        self.running.spawn(async move { follow(&name, child, &tell, &output, stop).await });
+        command.args(arguments).envs(environment);
+        let (child, stdin) = spawn(&name, command)?;
+        self.follow(name, child, Some(stdin));
         Ok(())
+    }
+
+    /// The same, with the caller at its standard input, which ends with what this gives. Without a
+    /// `program`, it is this one.
+    pub(crate) fn start_listening(
+        &mut self,
+        name: String,
+        program: Option<&Path>,
+        arguments: Vec<OsString>,
+    ) -> Result<ChildStdin, Failure> {
+        let mut command = Command::new(program.unwrap_or(&self.program));
+        command.args(arguments);
+        let (child, stdin) = spawn(&name, command)?;
+        self.follow(name, child, None);
+        Ok(stdin)
+    }
+
+    fn follow(&mut self, name: String, child: Child, stdin: Option<ChildStdin>) {
+        let (tell, output, stop) = (self.tell.clone(), self.output.clone(), self.stop.subscribe());
+        self.running.spawn(async move {
+            // Open as long as we live, however we end: see `end_with_parent`.
+            let _stdin = stdin;
+            follow(&name, child, &tell, &output, stop).await
+        });
     }
 
     /// What one of them tells next; None when all have ended well.
@@ -122,8 +144,37 @@ pub(crate) fn end_with_parent() -> Result<(), Failure> {
     watching.map(drop).map_err(|error| Failure::io("starting a thread that watches the parent", &error))
 }
 
+/// What the parent of this process tells it, one JSON value a line; ends this process once it is gone.
+///
+/// # Errors
+/// If there is no thread to listen to it.
+pub(crate) fn told_by_parent<T: DeserializeOwned + Send + 'static>()
+-> Result<mpsc::UnboundedReceiver<Result<T, Failure>>, Failure> {
+    let (pass_on, told) = mpsc::unbounded_channel();
+    let listen = move || {
+        for line in io::stdin().lines() {
+            let value = line.and_then(|line| Ok(serde_json::from_str(&line)?));
+            // Nobody listens any more when the process is about to end.
+            drop(pass_on.send(value.map_err(|error| Failure::io("listening to the parent", &error))));
+        }
+        std::process::exit(1);
+    };
+    let listening = std::thread::Builder::new().name("kvpipe-parent".into()).spawn(listen);
+    listening.map_err(|error| Failure::io("starting a thread that listens to the parent", &error))?;
+    Ok(told)
+}
+
 /// A process that is killed is reaped no later than its peers notice.
 const OTHERS_FAIL_WITHIN: Duration = Duration::from_secs(1);
+
+fn spawn(name: &str, mut command: Command) -> Result<(Child, ChildStdin), Failure> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn();
+    let mut child = child.map_err(|error| Failure::io(format!("starting {name}"), &error))?;
+    let stdin = child.stdin.take();
+    let stdin = stdin.ok_or_else(|| Failure::new(format!("bug in kvpipe: {name} has no standard input")))?;
+    Ok((child, stdin))
+}
 
 /// Reads what a child prints until it ends, or kills it.
 async fn follow<E: DeserializeOwned>(
@@ -138,8 +189,6 @@ async fn follow<E: DeserializeOwned>(
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(broken(Failure::new(format!("bug in kvpipe: {name} has no standard output"))));
     };
-    // Open as long as we live, however we end: see `end_with_parent`.
-    let _stdin = child.stdin.take();
     let ((), complaints) = tokio::select! {
         biased;
         read = async { tokio::try_join!(read_events(stdout, tell), read_last_lines(stderr)) } => read.map_err(lost)?,

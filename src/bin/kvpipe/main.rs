@@ -18,6 +18,8 @@ mod demo;
 #[cfg(not(loom))]
 mod doctor;
 #[cfg(not(loom))]
+mod edges;
+#[cfg(not(loom))]
 mod endpoint;
 #[cfg(not(loom))]
 mod failure;

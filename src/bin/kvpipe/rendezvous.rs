@@ -12,6 +12,7 @@ use kvpipe::Error;
 use kvpipe::net::TokioNet;
 use kvpipe::store::tcp::{ConnectOptions, TcpStore, TcpStoreServer};
 use kvpipe::store::{Limits, Store};
+use kvpipe::transport::Ring;
 
 use crate::endpoint::Place;
 use crate::failure::Failure;
@@ -65,6 +66,20 @@ impl Rendezvous {
         let mut rendezvous = Self::connect(&store.host, store.port, rank, world_size, timeout).await?;
         rendezvous.awaited = !place.external_store;
         Ok(rendezvous)
+    }
+
+    /// Of processes that have one parent: rank 0 serves the store.
+    pub(crate) async fn of_children(
+        address: SocketAddr,
+        ring: Ring,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        if ring.rank() == 0 {
+            let server = serve::bind(address, Limits::default()).await?;
+            return Self::with_server(server, ring.world_size(), timeout).await;
+        }
+        let host = address.ip().to_string();
+        Self::connect(&host, address.port(), ring.rank(), ring.world_size(), timeout).await
     }
 
     /// Rank 0, with a store that it serves.

@@ -27,7 +27,7 @@ const WORKER_THREADS: usize = 2;
 fn run(command: Command) -> Result<ExitCode, Failure> {
     let mut builder = match command {
         // Figures are for the cheapest runtime, which is what a rank that has one pipe would use.
-        Command::BenchPeer(_) => Builder::new_current_thread(),
+        Command::BenchPeer(_) | Command::BenchRank(_) => Builder::new_current_thread(),
         // Its clients' requests are short and share one state: a second thread would only hand it to and
         // fro.
         Command::Store(_) => Builder::new_current_thread(),
@@ -44,6 +44,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Command::DemoRank(rank) => demo::run_rank(rank).await,
             Command::Bench(bench) => bench::run(bench).await,
             Command::BenchPeer(peer) => bench::run_peer(peer).await,
+            Command::BenchRank(rank) => bench::collectives::run_rank(rank).await,
             Command::Doctor(doctor) => doctor::run(doctor).await,
             Command::Store(store) => serve::run(store).await,
             Command::Send(send) => send::run(send).await,

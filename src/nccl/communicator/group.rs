@@ -63,12 +63,7 @@ impl Group<'_> {
     /// tensor.
     pub fn recv_into(&mut self, to: DeviceBufferMut, dtype: DType, shape: Shape, src: usize) -> Result<()> {
         self.check_peer(src)?;
-        let (ours, its) = (self.communicator.device.location(), to.device().location());
-        if ours != its {
-            return Err(Error::Misuse(format!(
-                "this communicator works on {ours}, and the memory is on {its}"
-            )));
-        }
+        self.communicator.check_location("memory", to.device().location())?;
         if to.len() != shape.byte_len(dtype)? {
             let bytes = to.len();
             return Err(Error::Misuse(format!(

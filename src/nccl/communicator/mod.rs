@@ -24,6 +24,7 @@
 //! transport does, over its control connections. A rank alone has its deadline.
 
 mod call;
+mod collective;
 mod group;
 mod operations;
 mod registration;
@@ -39,6 +40,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub(crate) use self::call::Call;
+pub(crate) use self::collective::Collective;
 pub use self::group::Group;
 pub use self::registration::Registration;
 use self::worker::{Command, Shared, Worker};
@@ -91,6 +93,8 @@ pub struct Communicator {
 struct Members {
     shared: Arc<Shared>,
     commands: Sender<Command>,
+    /// Says nothing, and ends with the thread. None once somebody waits for that.
+    ended: Option<oneshot::Receiver<()>>,
 }
 
 impl Drop for Members {
@@ -117,7 +121,7 @@ impl Communicator {
     ) -> Result<Self> {
         let (rank, world_size) = (group.rank(), group.world_size());
         if world_size == 1 {
-            return Ok(Self { rank, world_size, device, config, members: None });
+            return Ok(Self::alone(device, config));
         }
         let deadline = Instant::now() + config.connect_timeout.min(FAR);
         let library = library.ok_or_else(|| Error::Unavailable {
@@ -138,6 +142,23 @@ impl Communicator {
             }
         };
         // What is left of the time is for forming it, which includes the first all-reduce.
+        Self::warmed_up(id, [rank, world_size], device, library, config, deadline).await
+    }
+
+    /// The only rank of its world, which needs no NCCL.
+    pub(crate) fn alone(device: Arc<dyn Device>, config: CommunicatorConfig) -> Self {
+        Self { rank: 0, world_size: 1, device, config, members: None }
+    }
+
+    /// [`with_unique_id`](Self::with_unique_id), and the first all-reduce, by the deadline.
+    pub(crate) async fn warmed_up(
+        id: UniqueId,
+        [rank, world_size]: [usize; 2],
+        device: Arc<dyn Device>,
+        library: Arc<Library>,
+        config: CommunicatorConfig,
+        deadline: Instant,
+    ) -> Result<Self> {
         let left = deadline.saturating_duration_since(Instant::now());
         let forming = CommunicatorConfig { connect_timeout: left, operation_timeout: left, ..config.clone() };
         let mut communicator = Self::with_unique_id(id, [rank, world_size], device, library, forming).await?;
@@ -172,11 +193,16 @@ impl Communicator {
         let shared = Arc::new(Shared::new(name, library, Arc::clone(&device)));
         let (commands, work) = channel();
         let worker = Arc::clone(&shared);
+        let (ends, ended) = oneshot::channel();
+        let work = move || {
+            Worker::run(worker, [rank_number, ranks], &id, &work);
+            drop(ends);
+        };
         std::thread::Builder::new()
             .name("kvpipe-nccl".into())
-            .spawn(move || Worker::run(worker, [rank_number, ranks], &id, &work))
+            .spawn(work)
             .map_err(|error| Error::io("starting a thread for NCCL's calls", error))?;
-        let members = Some(Members { shared, commands });
+        let members = Some(Members { shared, commands, ended: Some(ended) });
         let communicator = Self { rank, world_size, device, config, members };
         let awaited = || format!("the {world_size} ranks of a communicator to come together");
         // The thread does nothing else before it is formed.
@@ -232,6 +258,16 @@ impl Communicator {
         tokio::time::timeout(limit, shared.aborted())
             .await
             .map_err(|_| Error::timeout(format!("NCCL to abort {}", shared.name), limit))
+    }
+
+    /// Drops it, and waits until NCCL has let go of it, so that the other ranks have all of what this one
+    /// gave them; not longer than this.
+    pub(crate) async fn close(mut self, limit: Duration) {
+        let Some(ended) = self.members.as_mut().and_then(|members| members.ended.take()) else { return };
+        drop(self);
+        if tokio::time::timeout(limit, ended).await.is_err() {
+            tracing::debug!("NCCL has not finished a communicator in time");
+        }
     }
 
     /// From now on.
@@ -292,7 +328,7 @@ impl Communicator {
         limit: Duration,
         awaited: impl FnOnce() -> String,
     ) -> Result<T> {
-        let Some(Members { shared, commands }) = &self.members else {
+        let Some(Members { shared, commands, .. }) = &self.members else {
             return Err(Error::Misuse("in a world of one there is nobody to exchange anything with".into()));
         };
         let (answer, answered) = oneshot::channel();

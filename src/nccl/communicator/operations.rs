@@ -2,8 +2,9 @@
 
 use std::ffi::c_int;
 
+use super::collective::Collective;
 use super::{Call, Communicator};
-use crate::device::{DeviceBuffer, DeviceBufferMut, Event, InFlight, Stream};
+use crate::device::{DeviceBuffer, DeviceBufferMut, InFlight, Location, Stream};
 use crate::error::{Error, Result};
 use crate::nccl::{DataType, ReduceOp};
 use crate::tensor::{DType, Shape, Tensor};
@@ -25,16 +26,11 @@ impl Communicator {
     /// # Errors
     /// See [above](Self#impl-Communicator-1). [`Error::Misuse`] also for a dtype that NCCL can't reduce.
     pub async fn all_reduce(&self, input: &Tensor, op: ReduceOp, stream: &Stream) -> Result<Tensor> {
-        let from = self.local(input)?;
-        let data_type = DataType::for_reduction(input.dtype())?;
+        self.reducible(input)?;
         if self.is_idle(input) {
             return Ok(input.clone());
         }
-        let to = self.output(from.len()).await?;
-        let count = input.shape().element_count();
-        let call = Call::AllReduce { from: from.address(), to: to.address(), count, data_type, op };
-        let output = self.carry_out(vec![call], from, Some(to), stream, "all_reduce").await?;
-        tensor(input.dtype(), *input.shape(), output)
+        self.carry_out(&Collective::AllReduce { op }, Some(input), like(input), stream).await
     }
 
     /// The reduction over all ranks of tensors of the same dtype and shape, at rank `root`; None
@@ -50,24 +46,15 @@ impl Communicator {
         stream: &Stream,
     ) -> Result<Option<Tensor>> {
         self.check_rank(root)?;
-        let from = self.local(input)?;
-        let data_type = DataType::for_reduction(input.dtype())?;
-        let is_root = root == self.rank;
+        let from = self.reducible(input)?;
+        let (is_root, reduction) = (root == self.rank, Collective::Reduce { op, root });
         if self.is_idle(input) {
             return Ok(is_root.then(|| input.clone()));
         }
-        let to = match is_root {
-            true => Some(self.output(from.len()).await?),
-            false => None,
-        };
-        let (count, address) =
-            (input.shape().element_count(), to.as_ref().map_or(0, DeviceBufferMut::address));
-        let call =
-            Call::Reduce { from: from.address(), to: address, count, data_type, op, root: number(root) };
-        match self.carry_out(vec![call], from, to, stream, "reduce").await? {
-            Some(output) => tensor(input.dtype(), *input.shape(), Some(output)).map(Some),
-            None => Ok(None),
+        if is_root {
+            return self.carry_out(&reduction, Some(input), like(input), stream).await.map(Some);
         }
+        self.collect(&reduction, input.dtype(), Some(from), None, stream).await.map(|_| None)
     }
 
     /// The tensors of all ranks, of the same dtype and shape, joined along the first dimension in the
@@ -77,19 +64,12 @@ impl Communicator {
     /// See [above](Self#impl-Communicator-1).
     pub async fn all_gather(&self, input: &Tensor, stream: &Stream) -> Result<Tensor> {
         let from = self.local(input)?;
-        let (rows, row_shape) = rows(input.shape());
-        let shape = with_rows(rows * self.world_size, row_shape)?;
+        let (rows, row_shape) = input.shape().rows();
+        let shape = Shape::of_rows(rows * self.world_size, row_shape)?;
         if self.members.is_none() {
-            return tensor(input.dtype(), shape, Some(from));
+            return Tensor::on_device(input.dtype(), shape, from);
         }
-        let to = self.output(shape.byte_len(input.dtype())?).await?;
-        if input.byte_len() == 0 {
-            return tensor(input.dtype(), shape, Some(to.freeze()));
-        }
-        let (data_type, count) = transfer(input.dtype(), input.byte_len());
-        let call = Call::AllGather { from: from.address(), to: to.address(), count, data_type };
-        let output = self.carry_out(vec![call], from, Some(to), stream, "all_gather").await?;
-        tensor(input.dtype(), shape, output)
+        self.carry_out(&Collective::AllGather, Some(input), (input.dtype(), shape), stream).await
     }
 
     /// As [`all_gather`](Self::all_gather), of tensors that have `sizes[rank]` rows: that many in the
@@ -100,24 +80,15 @@ impl Communicator {
     /// each rank, or the input not as many rows as its own.
     pub async fn all_gatherv(&self, input: &Tensor, sizes: &[usize], stream: &Stream) -> Result<Tensor> {
         let from = self.local(input)?;
-        let (own_rows, row_shape) = rows(input.shape());
+        let (own_rows, row_shape) = input.shape().rows();
         let total = self.check_sizes(sizes)?;
         self.check_rows("its part of an all_gatherv", sizes[self.rank], own_rows)?;
-        let shape = with_rows(total, row_shape)?;
+        let shape = Shape::of_rows(total, row_shape)?;
         if self.members.is_none() {
-            return tensor(input.dtype(), shape, Some(from));
+            return Tensor::on_device(input.dtype(), shape, from);
         }
-        let to = self.output(shape.byte_len(input.dtype())?).await?;
-        let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
-        let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Broadcast {
-            from: from.address(),
-            to: to.address() + offset,
-            count: bytes,
-            data_type: DataType::Uint8,
-            root: number(root),
-        });
-        let output = self.carry_out(calls.collect(), from, Some(to), stream, "all_gatherv").await?;
-        tensor(input.dtype(), shape, output)
+        let gathering = Collective::AllGatherV { parts: parts(sizes, row_shape, input.dtype())? };
+        self.carry_out(&gathering, Some(input), (input.dtype(), shape), stream).await
     }
 
     /// Rank r's part, the r-th of equal parts along the first dimension, of the reduction over all
@@ -127,22 +98,18 @@ impl Communicator {
     /// As [`all_reduce`](Self::all_reduce). [`Error::Misuse`] also if the first dimension can't be
     /// divided so.
     pub async fn reduce_scatter(&self, input: &Tensor, op: ReduceOp, stream: &Stream) -> Result<Tensor> {
-        let from = self.local(input)?;
-        let data_type = DataType::for_reduction(input.dtype())?;
-        let (all_rows, row_shape) = rows(input.shape());
+        let from = self.reducible(input)?;
+        let (all_rows, row_shape) = input.shape().rows();
         if input.shape().dims().is_empty() || all_rows % self.world_size != 0 {
             let ranks = self.world_size;
             return Err(Error::Misuse(format!("{} can't be divided among {ranks} ranks", input.shape())));
         }
-        let shape = with_rows(all_rows / self.world_size, row_shape)?;
+        let shape = Shape::of_rows(all_rows / self.world_size, row_shape)?;
         if self.is_idle(input) {
-            return tensor(input.dtype(), shape, Some(from));
+            return Tensor::on_device(input.dtype(), shape, from);
         }
-        let to = self.output(shape.byte_len(input.dtype())?).await?;
-        let count = shape.element_count();
-        let call = Call::ReduceScatter { from: from.address(), to: to.address(), count, data_type, op };
-        let output = self.carry_out(vec![call], from, Some(to), stream, "reduce_scatter").await?;
-        tensor(input.dtype(), shape, output)
+        let reduction = Collective::ReduceScatter { op };
+        self.carry_out(&reduction, Some(input), (input.dtype(), shape), stream).await
     }
 
     /// As [`reduce_scatter`](Self::reduce_scatter), with a part of `sizes[rank]` rows for each rank.
@@ -157,29 +124,17 @@ impl Communicator {
         op: ReduceOp,
         stream: &Stream,
     ) -> Result<Tensor> {
-        let from = self.local(input)?;
-        let data_type = DataType::for_reduction(input.dtype())?;
-        let (all_rows, row_shape) = rows(input.shape());
+        let from = self.reducible(input)?;
+        let (all_rows, row_shape) = input.shape().rows();
         let total = self.check_sizes(sizes)?;
         self.check_rows("the input of a reduce_scatterv", total, all_rows)?;
-        let shape = with_rows(sizes[self.rank], row_shape)?;
+        let shape = Shape::of_rows(sizes[self.rank], row_shape)?;
         if self.is_idle(input) {
-            return tensor(input.dtype(), shape, Some(from));
+            return Tensor::on_device(input.dtype(), shape, from);
         }
-        let to = self.output(shape.byte_len(input.dtype())?).await?;
-        let row_bytes = with_rows(1, row_shape)?.byte_len(input.dtype())?;
-        let element_bytes = row_bytes / row_shape.iter().product::<usize>().max(1);
-        let calls = parts(sizes, row_bytes).map(|(root, offset, bytes)| Call::Reduce {
-            from: from.address() + offset,
-            to: if root == self.rank { to.address() } else { 0 },
-            count: bytes / element_bytes.max(1),
-            data_type,
-            op,
-            root: number(root),
-        });
-        let calls = calls.collect();
-        let output = self.carry_out(calls, from, Some(to), stream, "reduce_scatterv").await?;
-        tensor(input.dtype(), shape, output)
+        let parts = parts(sizes, row_shape, input.dtype())?;
+        let reduction = Collective::ReduceScatterV { op, parts };
+        self.carry_out(&reduction, Some(input), (input.dtype(), shape), stream).await
     }
 
     /// The tensor of rank `root`, at every rank. All give its dtype and shape, `root` the tensor, too.
@@ -196,28 +151,16 @@ impl Communicator {
         stream: &Stream,
     ) -> Result<Tensor> {
         self.check_rank(root)?;
-        let bytes = shape.byte_len(dtype)?;
-        let (data_type, count) = transfer(dtype, bytes);
+        let broadcast = Collective::Broadcast { root };
         if root != self.rank {
-            let to = self.output(bytes).await?;
-            if bytes == 0 {
-                return tensor(dtype, shape, Some(to.freeze()));
-            }
-            let call = Call::Broadcast { from: 0, to: to.address(), count, data_type, root: number(root) };
-            let output = self.carry_out_with(vec![call], None, Some(to), stream, "broadcast").await?;
-            return tensor(dtype, shape, output);
+            return self.carry_out(&broadcast, None, (dtype, shape), stream).await;
         }
         let input =
             input.filter(|input| (input.dtype(), *input.shape()) == (dtype, shape)).ok_or_else(|| {
                 Error::Misuse(format!("rank {root} broadcasts, and so must give a tensor {dtype} {shape}"))
             })?;
         let from = self.local(input)?;
-        if !self.is_idle(input) {
-            // In place: NCCL writes nothing at the root then.
-            let address = from.address();
-            let call = Call::Broadcast { from: address, to: address, count, data_type, root: number(root) };
-            self.carry_out(vec![call], from, None, stream, "broadcast").await?;
-        }
+        self.collect(&broadcast, dtype, Some(from), None, stream).await?;
         Ok(input.clone())
     }
 
@@ -271,10 +214,25 @@ impl Communicator {
 
     /// The memory of a tensor that is on our device.
     pub(super) fn local(&self, tensor: &Tensor) -> Result<DeviceBuffer> {
-        let (ours, its) = (self.device.location(), tensor.location());
-        tensor.device_buffer().filter(|_| ours == its).cloned().ok_or_else(|| {
-            Error::Misuse(format!("this communicator works on {ours}, and the tensor is on {its}"))
-        })
+        self.check_location("tensor", tensor.location())?;
+        // What has the location of a device has a buffer there.
+        tensor.device_buffer().cloned().ok_or_else(|| Error::Misuse("NCCL moves no host memory".into()))
+    }
+
+    /// The same of one that NCCL can compute with.
+    fn reducible(&self, tensor: &Tensor) -> Result<DeviceBuffer> {
+        DataType::for_reduction(tensor.dtype())?;
+        self.local(tensor)
+    }
+
+    /// Refuses what is elsewhere.
+    pub(super) fn check_location(&self, what: &str, its: Location) -> Result<()> {
+        match self.device.location() {
+            ours if ours == its => Ok(()),
+            ours => {
+                Err(Error::Misuse(format!("this communicator works on {ours}, and the {what} is on {its}")))
+            }
+        }
     }
 
     /// Memory for what an operation gives. The driver may wait for the device before it has any.
@@ -311,64 +269,30 @@ impl Communicator {
         }
     }
 
+    /// Does it, with memory for the output, which is a tensor like that.
     async fn carry_out(
         &self,
-        calls: Vec<Call>,
-        from: DeviceBuffer,
-        to: Option<DeviceBufferMut>,
+        collective: &Collective,
+        input: Option<&Tensor>,
+        (dtype, shape): (DType, Shape),
         stream: &Stream,
-        what: &'static str,
-    ) -> Result<Option<DeviceBuffer>> {
-        self.carry_out_with(calls, Some(from), to, stream, what).await
-    }
-
-    /// Does it, and gives the output.
-    async fn carry_out_with(
-        &self,
-        calls: Vec<Call>,
-        from: Option<DeviceBuffer>,
-        to: Option<DeviceBufferMut>,
-        stream: &Stream,
-        what: &'static str,
-    ) -> Result<Option<DeviceBuffer>> {
-        let after: Vec<Event> = from.iter().filter_map(|from| from.ready().cloned()).collect();
-        // SAFETY: counts and addresses are computed above from the lengths of these two.
-        let work = unsafe { self.enqueue(calls, (from, to), after, stream).await? };
-        let awaited = || format!("{what} of {} ranks", self.world_size);
-        let (_, to) = self.finish(work, awaited).await?;
-        Ok(to.map(DeviceBufferMut::freeze))
+    ) -> Result<Tensor> {
+        let from = input.map(|input| self.local(input)).transpose()?;
+        let to = self.output(shape.byte_len(dtype)?).await?;
+        let output = self.collect(collective, dtype, from, Some(to), stream).await?;
+        let output = output.ok_or_else(|| Error::Bug("an operation of NCCL had no output".into()))?;
+        Tensor::on_device(dtype, shape, output.freeze())
     }
 }
 
-/// How many rows a tensor has, and the dimensions of one. A scalar is one row.
-fn rows(shape: &Shape) -> (usize, &[usize]) {
-    match shape.dims() {
-        [] => (1, &[]),
-        [rows, row @ ..] => (*rows, row),
-    }
+fn like(tensor: &Tensor) -> (DType, Shape) {
+    (tensor.dtype(), *tensor.shape())
 }
 
-fn with_rows(rows: usize, row: &[usize]) -> Result<Shape> {
-    Shape::new(&[&[rows], row].concat())
-}
-
-/// Rank, offset and length in bytes of each part that is not empty.
-fn parts(sizes: &[usize], row_bytes: usize) -> impl Iterator<Item = (usize, u64, usize)> {
-    sizes
-        .iter()
-        .scan(0, move |offset, size| {
-            let begin = *offset;
-            *offset += size * row_bytes;
-            Some((begin as u64, size * row_bytes))
-        })
-        .enumerate()
-        .map(|(rank, (offset, bytes))| (rank, offset, bytes))
-        .filter(|(_, _, bytes)| *bytes > 0)
-}
-
-fn tensor(dtype: DType, shape: Shape, buffer: Option<DeviceBuffer>) -> Result<Tensor> {
-    let buffer = buffer.ok_or_else(|| Error::Bug("an operation of NCCL had no output".into()))?;
-    Tensor::on_device(dtype, shape, buffer)
+/// The bytes of each rank's rows.
+fn parts(sizes: &[usize], row_shape: &[usize], dtype: DType) -> Result<Vec<usize>> {
+    let row_bytes = Shape::of_rows(1, row_shape)?.byte_len(dtype)?;
+    Ok(sizes.iter().map(|rows| rows * row_bytes).collect())
 }
 
 /// As what NCCL moves so many bytes of a dtype, and how many of it.

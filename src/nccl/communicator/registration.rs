@@ -84,12 +84,7 @@ impl Communicator {
     }
 
     async fn register(&self, buffer: &DeviceBuffer, kind: Kind) -> Result<Registration> {
-        let (ours, its) = (self.device.location(), buffer.device().location());
-        if ours != its {
-            return Err(Error::Misuse(format!(
-                "this communicator works on {ours}, and the memory is on {its}"
-            )));
-        }
+        self.check_location("memory", buffer.device().location())?;
         let (address, bytes) = (buffer.address(), buffer.len());
         let Some(Members { commands, .. }) = &self.members else {
             return Err(Error::Misuse("a world of one has nothing to register memory for".into()));

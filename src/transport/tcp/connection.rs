@@ -2,6 +2,8 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -29,7 +31,7 @@ const LOOKAHEAD_BYTES: usize = 1 << 10;
 const TRAILER_BYTES: usize = size_of::<u32>();
 
 /// A frame of one direction.
-pub(in crate::transport) trait WireFrame: Sized {
+pub(crate) trait WireFrame: Sized {
     fn encode_into(&self, out: &mut Vec<u8>);
     fn decode(body: &[u8]) -> Result<Self, DecodeError>;
 
@@ -68,7 +70,7 @@ impl WireFrame for Reply {
 
 /// Reads frames, and payloads into the caller's memory.
 #[derive(Debug)]
-pub(in crate::transport) struct FrameReader<R> {
+pub(crate) struct FrameReader<R> {
     stream: R,
     buffer: Box<[u8]>,
     /// What was read and not consumed.
@@ -81,13 +83,13 @@ pub(in crate::transport) struct FrameReader<R> {
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    pub(in crate::transport) fn new(stream: R, checksum: bool) -> Self {
+    pub(crate) fn new(stream: R, checksum: bool) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
         Self { stream, buffer, unread: 0..0, read_max: BUFFER_BYTES, checksum, running: 0 }
     }
 
     /// The next frame, if all of it is in the buffer, with its trailer unless a payload comes first.
-    pub(in crate::transport) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
+    pub(crate) fn take<F: WireFrame>(&mut self) -> Result<Option<F>, Violation> {
         let unread = &self.buffer[self.unread.clone()];
         let Some(body) = frame_in(unread).map_err(violation)? else { return Ok(None) };
         let end = body.end;
@@ -108,12 +110,12 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Whether [`fill`](Self::fill) may be called, for a reader who has not taken all frames.
-    pub(in crate::transport) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.unread.len() < self.buffer.len()
     }
 
     /// Reads once into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(in crate::transport) async fn fill(&mut self) -> io::Result<usize> {
+    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
         if self.unread.is_empty() {
             self.unread = 0..0;
         } else if self.unread.end == self.buffer.len() {
@@ -128,7 +130,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Reads once, into `payload` or else into the buffer; 0 at the end of the stream. Cancel safe.
-    pub(in crate::transport) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
+    pub(crate) async fn read(&mut self, payload: Option<&mut [u8]>) -> io::Result<usize> {
         match payload {
             Some(target) => self.payload(target).await,
             None => self.fill().await,
@@ -155,7 +157,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// Checks the trailer behind a payload. False if more bytes are needed.
-    pub(in crate::transport) fn payload_ends(&mut self) -> Result<bool, Violation> {
+    pub(crate) fn payload_ends(&mut self) -> Result<bool, Violation> {
         if !self.checksum {
             return Ok(true);
         }
@@ -167,7 +169,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
     /// Reads and forgets until the stream ends, so that closing it does not destroy what we sent
     /// last: a connection that is closed with bytes unread is reset.
-    pub(in crate::transport) async fn discard(&mut self) -> io::Result<()> {
+    pub(crate) async fn discard(&mut self) -> io::Result<()> {
         while self.stream.read(&mut self.buffer).await? > 0 {}
         Ok(())
     }
@@ -175,25 +177,87 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 
 /// Writes frames, gathering small ones.
 #[derive(Debug)]
-pub(in crate::transport) struct FrameWriter<W> {
+pub(crate) struct FrameWriter<W> {
     stream: W,
     staged: Vec<u8>,
     /// How much of `staged` the stream has taken.
     flushed: usize,
     checksum: bool,
+    /// The checksum of the frame whose payload [`poll_piece`](Self::poll_piece) writes.
+    running: u32,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
-    pub(in crate::transport) fn new(stream: W, checksum: bool) -> Self {
+    pub(crate) fn new(stream: W, checksum: bool) -> Self {
         let staged = Vec::with_capacity(BUFFER_BYTES + INLINE_BYTES_MAX);
-        Self { stream, staged, flushed: 0, checksum }
+        Self { stream, staged, flushed: 0, checksum, running: 0 }
+    }
+
+    /// Stages a frame whose payload goes with it, or, if that is too large to be copied, follows by
+    /// [`poll_piece`](Self::poll_piece): true if it does. For somebody who writes when there is time, and
+    /// can't be kept waiting.
+    pub(crate) fn stage(&mut self, frame: &impl WireFrame, payload: &[u8]) -> bool {
+        let begin = self.staged.len();
+        frame.encode_into(&mut self.staged);
+        if self.checksum {
+            self.running = crc32c::crc32c(&self.staged[begin..]);
+        }
+        let follows = payload.len() > INLINE_BYTES_MAX;
+        if !follows {
+            self.staged.extend_from_slice(payload);
+            self.end_staged(payload);
+        }
+        follows
+    }
+
+    /// Writes once: what is staged, and then of `piece`, whose length in bytes that were taken it gives.
+    /// After the last one, [`stage_end`](Self::stage_end).
+    pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>, piece: &[u8]) -> Poll<io::Result<usize>> {
+        let piece = if self.checksum { &piece[..piece.len().min(CHECKED_BYTES)] } else { piece };
+        let staged = &self.staged[self.flushed..];
+        let staged_bytes = staged.len();
+        let stream = Pin::new(&mut self.stream);
+        let written = ready!(match staged_bytes {
+            0 => stream.poll_write(cx, piece),
+            _ => stream.poll_write_vectored(cx, &[IoSlice::new(staged), IoSlice::new(piece)]),
+        })?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.flushed += written.min(staged_bytes);
+        if self.flushed == self.staged.len() {
+            self.staged.clear();
+            self.flushed = 0;
+        }
+        let taken = written - written.min(staged_bytes);
+        if self.checksum {
+            self.running = crc32c::crc32c_append(self.running, &piece[..taken]);
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Stages what comes behind a payload that [`poll_piece`](Self::poll_piece) has written.
+    pub(crate) fn stage_end(&mut self) {
+        self.end_staged(&[]);
+    }
+
+    fn end_staged(&mut self, payload: &[u8]) {
+        if self.checksum {
+            let checksum = crc32c::crc32c_append(self.running, payload);
+            self.staged.extend_from_slice(&checksum.to_le_bytes());
+        }
+    }
+
+    /// As [`flush`](Self::flush).
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(self.flush()).poll(cx)
     }
 
     /// Writes a frame and its payload, or keeps them (or their end) for the next
     /// [`flush`](Self::flush). Calls `moved` for each part of a large payload.
     ///
     /// Cancel safe only without a large payload, which must not be cut short.
-    pub(in crate::transport) async fn write(
+    pub(crate) async fn write(
         &mut self,
         frame: &impl WireFrame,
         payload: &[u8],
@@ -213,17 +277,17 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// [`write`](Self::write) for a frame without payload. Cancel safe.
-    pub(in crate::transport) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
+    pub(crate) async fn write_bare(&mut self, frame: &impl WireFrame) -> io::Result<()> {
         self.write(frame, &[], || {}).await
     }
 
     /// Whether something waits to be flushed.
-    pub(in crate::transport) fn is_staged(&self) -> bool {
+    pub(crate) fn is_staged(&self) -> bool {
         !self.staged.is_empty()
     }
 
     /// Writes what was kept. Cancel safe: the next call goes on where this one was.
-    pub(in crate::transport) async fn flush(&mut self) -> io::Result<()> {
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while self.flushed < self.staged.len() {
             let written = self.stream.write(&self.staged[self.flushed..]).await?;
             self.take_flushed(written)?;
@@ -234,7 +298,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Ends our direction of the connection.
-    pub(in crate::transport) async fn shutdown(&mut self) -> io::Result<()> {
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
         self.stream.shutdown().await
     }
 

@@ -23,7 +23,7 @@ const HANDSHAKES_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener, and the handshakes under way.
-pub(in crate::transport) struct Door<N: Net> {
+pub(crate) struct Door<N: Net> {
     listener: N::Listener,
     party: Arc<Party>,
     /// How long a handshake may take.
@@ -35,7 +35,7 @@ pub(in crate::transport) struct Door<N: Net> {
 }
 
 impl<N: Net> Door<N> {
-    pub(in crate::transport) fn new(listener: N::Listener, party: Party, patience: Duration) -> Self {
+    pub(crate) fn new(listener: N::Listener, party: Party, patience: Duration) -> Self {
         Self {
             listener,
             party: Arc::new(party),
@@ -50,7 +50,7 @@ impl<N: Net> Door<N> {
     ///
     /// # Errors
     /// [`Error::Bug`], and the failures of our own entropy.
-    pub(in crate::transport) async fn next(&mut self) -> Result<Candidate<N::Stream>> {
+    pub(crate) async fn next(&mut self) -> Result<Candidate<N::Stream>> {
         loop {
             tokio::select! {
                 biased;
@@ -74,12 +74,7 @@ impl<N: Net> Door<N> {
     }
 
     /// Tells a candidate why not, without keeping anybody waiting.
-    pub(in crate::transport) fn refuse(
-        &mut self,
-        candidate: Candidate<N::Stream>,
-        reason: RefusalReason,
-        text: String,
-    ) {
+    pub(crate) fn refuse(&mut self, candidate: Candidate<N::Stream>, reason: RefusalReason, text: String) {
         let address = candidate.address();
         self.spawn(address, async move {
             candidate.refuse(reason, &text).await?;
@@ -88,7 +83,7 @@ impl<N: Net> Door<N> {
     }
 
     /// Notes whom we did not let in, for the error if nobody else comes.
-    pub(in crate::transport) fn note_refused(&mut self, reason: String) {
+    pub(crate) fn note_refused(&mut self, reason: String) {
         // Once for people; a stranger who comes again and again must not fill the log.
         match self.last_refused {
             None => tracing::warn!(reason, "refused a connection; others only on debug level"),
@@ -97,12 +92,12 @@ impl<N: Net> Door<N> {
         self.last_refused = Some(reason);
     }
 
-    pub(in crate::transport) fn last_refused(&self) -> Option<&str> {
+    pub(crate) fn last_refused(&self) -> Option<&str> {
         self.last_refused.as_deref()
     }
 
     /// How long a step of a handshake may take.
-    pub(in crate::transport) fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         self.patience
     }
 

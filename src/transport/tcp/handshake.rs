@@ -34,7 +34,7 @@ use crate::wire::handshake::{
 
 /// Why a handshake did not succeed.
 #[derive(Debug)]
-pub(in crate::transport) enum Failure {
+pub(crate) enum Failure {
     /// It was not our peer, or our peer did not get through: try again, or wait for the next.
     Stranger(String),
     /// The peer's host says that nobody listens there.
@@ -52,45 +52,59 @@ impl From<Error> for Failure {
 }
 
 /// A connection whose ends have agreed.
-pub(in crate::transport) struct Agreed<S: Stream> {
-    pub(in crate::transport) reader: S::Reader,
-    pub(in crate::transport) writer: S::Writer,
-    pub(in crate::transport) address: SocketAddr,
+pub(crate) struct Agreed<S: Stream> {
+    pub(crate) reader: S::Reader,
+    pub(crate) writer: S::Writer,
+    pub(crate) address: SocketAddr,
     /// The silence after which the peer takes us for dead.
-    pub(in crate::transport) peer_heartbeat: Duration,
-    pub(in crate::transport) peer_session: SessionId,
+    pub(crate) peer_heartbeat: Duration,
+    pub(crate) peer_session: SessionId,
     /// How many items the listener held when it accepted. For the connector: the listener's session knows.
-    pub(in crate::transport) received: u64,
+    pub(crate) received: u64,
 }
 
 /// One end of an edge, as it introduces itself.
 #[derive(Clone, Debug)]
-pub(in crate::transport) struct Party {
+pub(crate) struct Party {
     link: Link,
     /// All but the nonce, which each connection draws anew.
     endpoint: Endpoint,
+    /// Whether any other rank of the group may be the sending end, of an edge of its own.
+    takes_any: bool,
     secret: Option<Secret>,
     entropy: Entropy,
 }
 
 impl Party {
-    /// The sending end of the edge from `ring`'s rank to the next.
-    pub(in crate::transport) fn sender(
+    /// The sending end of the edge from rank `from` to rank `to`, without a limit for items, of a run
+    /// that has its session already.
+    pub(crate) fn connector(
         config: &TcpConfig,
-        ring: Ring,
-        max_item_bytes: usize,
-    ) -> Result<Self> {
+        [from, to]: [usize; 2],
+        ranks: usize,
+        run: SessionId,
+    ) -> Self {
+        Self::with_session(config, ranks, Link::new(from, to), [from, to], usize::MAX, run)
+    }
+
+    /// The receiving end of every edge to `rank`, from wherever in its group.
+    pub(crate) fn host(config: &TcpConfig, rank: usize, ranks: usize, run: SessionId) -> Self {
+        // Whoever knocks says which rank it is; until then it might as well be the one before.
+        let from = (rank + ranks - 1) % ranks.max(1);
+        let link = Link::new(rank, from);
+        let party = Self::with_session(config, ranks, link, [from, rank], usize::MAX, run);
+        Self { takes_any: true, ..party }
+    }
+
+    /// The sending end of the edge from `ring`'s rank to the next.
+    pub(crate) fn sender(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
         let link = ring.outgoing_link();
         let edge = [link.local_rank, link.peer_rank];
         Self::new(config, ring, link, edge, max_item_bytes)
     }
 
     /// The receiving end of the edge to `ring`'s rank from the previous one.
-    pub(in crate::transport) fn receiver(
-        config: &TcpConfig,
-        ring: Ring,
-        max_item_bytes: usize,
-    ) -> Result<Self> {
+    pub(crate) fn receiver(config: &TcpConfig, ring: Ring, max_item_bytes: usize) -> Result<Self> {
         let link = ring.incoming_link();
         let edge = [link.peer_rank, link.local_rank];
         Self::new(config, ring, link, edge, max_item_bytes)
@@ -104,11 +118,22 @@ impl Party {
         max_item_bytes: usize,
     ) -> Result<Self> {
         let session: SessionId = config.entropy.bytes()?;
+        Ok(Self::with_session(config, ring.world_size(), link, [from, to], max_item_bytes, session))
+    }
+
+    fn with_session(
+        config: &TcpConfig,
+        world_size: usize,
+        link: Link,
+        [from, to]: [usize; 2],
+        max_item_bytes: usize,
+        session: SessionId,
+    ) -> Self {
         let endpoint = Endpoint {
             group: config.group.clone(),
             from_rank: rank_on_wire(from),
             to_rank: rank_on_wire(to),
-            world_size: rank_on_wire(ring.world_size()),
+            world_size: rank_on_wire(world_size),
             session,
             nonce: Default::default(),
             max_item_bytes: max_item_bytes as u64,
@@ -116,16 +141,17 @@ impl Party {
             checksum: config.checksum,
             authenticated: config.secret.is_some(),
         };
-        Ok(Self { link, endpoint, secret: config.secret.clone(), entropy: config.entropy.clone() })
+        let (secret, entropy) = (config.secret.clone(), config.entropy.clone());
+        Self { link, endpoint, takes_any: false, secret, entropy }
     }
 
     /// The session of this end.
-    pub(in crate::transport) fn session(&self) -> SessionId {
+    pub(crate) fn session(&self) -> SessionId {
         self.endpoint.session
     }
 
     /// The connector's side. `peer_session` is the one to be resumed, if we were accepted before.
-    pub(in crate::transport) async fn greet<S: Stream>(
+    pub(crate) async fn greet<S: Stream>(
         &self,
         stream: S,
         address: SocketAddr,
@@ -190,7 +216,7 @@ impl Party {
     }
 
     /// The listener's side, up to its verdict, which the [`Candidate`] waits for.
-    pub(in crate::transport) async fn admit<S: Stream>(
+    pub(crate) async fn admit<S: Stream>(
         &self,
         stream: S,
         address: SocketAddr,
@@ -211,7 +237,11 @@ impl Party {
                 return Err(undecodable(error));
             }
         };
-        let endpoint = self.fresh_endpoint()?;
+        let mut endpoint = self.fresh_endpoint()?;
+        let from_rank = hello.endpoint.from_rank;
+        if self.takes_any && from_rank < endpoint.world_size && from_rank != endpoint.to_rank {
+            endpoint.from_rank = from_rank;
+        }
         if let Some((reason, text)) = strangeness(&hello.endpoint, &endpoint) {
             refuse_hello(&mut writer, reason, &text).await;
             return Err(stranger(format!("{reason}: {text}")));
@@ -237,7 +267,7 @@ impl Party {
         let peer_heartbeat = hello.endpoint.heartbeat();
         let peer_session = claim.session;
         let agreed = Agreed { reader, writer, address, peer_heartbeat, peer_session, received: 0 };
-        Ok(Candidate { agreed, claim, difference })
+        Ok(Candidate { agreed, claim, difference, rank: from_rank as usize })
     }
 
     fn fresh_endpoint(&self) -> Result<Endpoint> {
@@ -257,31 +287,29 @@ impl Party {
 }
 
 /// A connector that knows the secret, if there is one, and waits for the verdict.
-pub(in crate::transport) struct Candidate<S: Stream> {
+pub(crate) struct Candidate<S: Stream> {
     agreed: Agreed<S>,
-    pub(in crate::transport) claim: Claim,
+    pub(crate) claim: Claim,
+    /// Which rank it is.
+    pub(crate) rank: usize,
     /// In what it is set up differently.
-    pub(in crate::transport) difference: Objection,
+    pub(crate) difference: Objection,
 }
 
 impl<S: Stream> Candidate<S> {
     /// Where it comes from.
-    pub(in crate::transport) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.agreed.address
     }
 
     /// Tells it how many items we hold. From then on frames may come.
-    pub(in crate::transport) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
+    pub(crate) async fn accept(mut self, received: u64) -> Result<Agreed<S>, Failure> {
         send_verdict(&mut self.agreed.writer, &Verdict::Accepted { received }).await?;
         Ok(self.agreed)
     }
 
     /// Tells it why not.
-    pub(in crate::transport) async fn refuse(
-        mut self,
-        reason: RefusalReason,
-        text: &str,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn refuse(mut self, reason: RefusalReason, text: &str) -> Result<(), Failure> {
         send_verdict(&mut self.agreed.writer, &refusal(reason, text, Verdict::Refusal)).await
     }
 }

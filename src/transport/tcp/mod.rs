@@ -54,10 +54,10 @@
 //! consumer is therefore not a dead one: while its inbox is full, its transport still says that it is
 //! alive.
 
-pub(super) mod connection;
+pub(crate) mod connection;
 pub(super) mod dial;
-pub(super) mod door;
-pub(super) mod handshake;
+pub(crate) mod door;
+pub(crate) mod handshake;
 pub(super) mod incoming;
 mod intake;
 mod outgoing;
@@ -125,7 +125,7 @@ impl TcpConfig {
     /// The shortest heartbeat limit. Below it a busy scheduler looks like a dead peer.
     pub const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.heartbeat < Self::HEARTBEAT_MIN {
             let least = Self::HEARTBEAT_MIN;
             let what = format!("a heartbeat limit of {:?} is below {least:?}", self.heartbeat);

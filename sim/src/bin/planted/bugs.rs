@@ -27,6 +27,8 @@ const RECEIVE_SESSION: &str = "src/transport/session/receive.rs";
 const TCP_OUT: &str = "src/transport/tcp/outgoing.rs";
 const TCP_IN: &str = "src/transport/tcp/incoming.rs";
 const INTAKE: &str = "src/transport/tcp/intake.rs";
+const HOST: &str = "src/collective/host/mod.rs";
+const OPERATION: &str = "src/collective/host/operation.rs";
 
 const SKIPS_AN_ITEM: (&str, &str, &str) = (
     SEND_SESSION,
@@ -402,6 +404,94 @@ pub(crate) const BUGS: &[Bug] = &[
             "src/group/mod.rs",
             "tokio::time::timeout(timeout, self.pass_barrier()).await;\n",
             "tokio::time::timeout(timeout * 2, self.pass_barrier()).await;\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "mismatch-not-compared",
+        what: "members of a group do not compare what they call",
+        edits: &[(
+            OPERATION,
+            "if (*operation, call) != (self.number, self.call) {",
+            "if *operation != self.number {",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "operation-not-counted",
+        what: "a member that sends does not count it",
+        edits: &[(
+            OPERATION,
+            "if from == mesh.members.rank => mesh.peers[to].sent += 1,",
+            "if from == mesh.members.rank => mesh.peers[to].sent += 0,",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "step-too-early",
+        what: "a member sends a part one step too early",
+        edits: &[(OPERATION, "if message.after > self.step {", "if message.after > self.step + 1 {")],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "abort-not-forwarded",
+        what: "a member whose group has failed leaves without saying why",
+        edits: &[(
+            "src/collective/host/keeper.rs",
+            "mesh.take_leave(verdict.as_ref(), self.heartbeat);",
+            "mesh.take_leave(None, self.heartbeat);",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "silent-member",
+        what: "a silent member is never given up",
+        edits: &[(
+            "src/collective/host/mesh.rs",
+            "            self.tick(cx, awaited)?;\n",
+            "            let _ = awaited;\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "failure-forgotten",
+        what: "a group whose operation has failed goes on",
+        edits: &[(HOST, "ended.inspect_err(|error| self.lobby.fail(error.clone()))", "ended")],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "dropped-call",
+        what: "a call that is dropped in the middle does not break its group",
+        edits: &[(
+            HOST,
+            "        if !self.is_over {\n",
+            "        if !self.is_over && self.call.to_string().is_empty() {\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "keeper-left-behind",
+        what: "the task beside a group that is dropped goes on for ever",
+        edits: &[(
+            HOST,
+            "    fn drop(&mut self) {\n        self.leaving.notify_one();\n",
+            "    fn drop(&mut self) {\n",
+        )],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "patient-operation",
+        what: "an operation waits for twice as long as it may",
+        edits: &[(HOST, "let deadline = after(limit);", "let deadline = after(limit * 2);")],
+        finder: Finder::Seeds,
+    },
+    Bug {
+        name: "input-misplaced",
+        what: "in place, the first part is taken for every member's own",
+        edits: &[(
+            "src/collective/request.rs",
+            "Operation::AllGather { .. } => self.parts[..rank].iter().sum(),",
+            "Operation::AllGather { .. } => self.parts[..rank].len() * 0,",
         )],
         finder: Finder::Seeds,
     },

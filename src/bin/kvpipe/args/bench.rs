@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
-use super::DeviceArgs;
+use super::{CollectivesArgs, DeviceArgs};
 use crate::units::{ByteSize, Seconds};
 
 /// Measure throughput and latency by item size, beside bare sockets in the same run
@@ -16,8 +16,12 @@ use crate::units::{ByteSize, Seconds};
 /// 8 items of each kind. With --transport nccl each has a GPU, or they share one, and the limit is NCCL
 /// without a pipe.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = BENCH_EXAMPLES)]
+#[command(after_help = BENCH_EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(subcommand_value_name = "WHAT", subcommand_help_heading = "Something else than pipes")]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) other: Option<OtherBench>,
+
     /// Bytes of an item, one size after the other
     #[arg(long, value_name = "BYTES,...", value_delimiter = ',', default_value = DEFAULT_SIZES)]
     pub(crate) sizes: Vec<ByteSize>,
@@ -52,6 +56,12 @@ pub(crate) struct BenchArgs {
     pub(crate) plot: Option<PathBuf>,
 }
 
+/// What else can be measured.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum OtherBench {
+    Collectives(CollectivesArgs),
+}
+
 const DEFAULT_SIZES: &str = "64KiB,1MiB,4MiB,16MiB,64MiB";
 
 const BENCH_EXAMPLES: &str = "\
@@ -61,6 +71,7 @@ Examples:
   kvpipe bench --transport memory
   kvpipe bench --transport nccl
   kvpipe bench --plot bench.svg
+  kvpipe bench collectives --help
 
 What the numbers mean:
   SOCKET is the limit: the best of bare sockets that read an item at once, or

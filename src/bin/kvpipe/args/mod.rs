@@ -1,6 +1,7 @@
 //! What the command line takes. The doc comments of fields are the help text.
 
 mod bench;
+mod collectives;
 mod rank;
 
 use std::net::SocketAddr;
@@ -10,7 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kvpipe::config::BufferDevice;
 use kvpipe::store::Limits;
 
-pub(crate) use self::bench::{BenchArgs, BenchPeerArgs, BenchRole, BenchTransport};
+pub(crate) use self::bench::{BenchArgs, BenchPeerArgs, BenchRole, BenchTransport, OtherBench};
+pub(crate) use self::collectives::{BenchRankArgs, CollectivesArgs, Operation};
 pub(crate) use self::rank::{DeviceArgs, Path, PipeArgs, RankArgs, TransferArgs, Wire, WireTransport};
 use crate::failure::Failure;
 use crate::units::{ByteSize, HostPort, Seconds};
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     #[command(hide = true)]
     BenchPeer(BenchPeerArgs),
+    #[command(hide = true)]
+    BenchRank(BenchRankArgs),
     Doctor(DoctorArgs),
     Store(StoreArgs),
     Send(SendArgs),

@@ -1,5 +1,7 @@
-//! `kvpipe bench`: throughput and latency by item size, beside the limit of the same run.
+//! `kvpipe bench`: throughput and latency by item size, beside the limit of the same run; and
+//! [`collectives`], of which the same is asked.
 
+pub(crate) mod collectives;
 mod control;
 mod items;
 pub(crate) mod limit;
@@ -23,7 +25,7 @@ use kvpipe::nccl::Library;
 pub(crate) use self::peer::run_peer;
 use self::plot::PlotFile;
 use self::report::Report;
-use crate::args::{BenchArgs, BenchRole, BenchTransport, Path, Wire, WireTransport};
+use crate::args::{BenchArgs, BenchRole, BenchTransport, OtherBench, Path, Wire, WireTransport};
 use crate::endpoint;
 use crate::failure::Failure;
 use crate::gpu::{self, Placement};
@@ -33,6 +35,9 @@ use crate::units::{ByteSize, Seconds};
 
 /// Measures everything, and shows each figure once it is known.
 pub(crate) async fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
+    if let Some(OtherBench::Collectives(args)) = args.other {
+        return collectives::run(args).await;
+    }
     let plan = Plan::new(&args)?;
     let output = Output::new(args.json).with_spinner();
     // Before minutes are spent on figures that can't be drawn.

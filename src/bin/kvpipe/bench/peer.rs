@@ -1,6 +1,5 @@
 //! What the two processes have in common.
 
-use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -126,13 +125,6 @@ pub(super) async fn open(
             Pipe::spawn(NcclTransport::bind(TokioNet, store, ring, address, config).await?, limits)?
         }
     })
-}
-
-/// A std socket that blocks.
-pub(super) fn blocking(stream: tokio::net::TcpStream) -> io::Result<std::net::TcpStream> {
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    Ok(stream)
 }
 
 /// Runs what blocks beside the runtime's one thread.

@@ -17,6 +17,7 @@ use super::limit::{BareReceiver, KEPT_ITEMS};
 use super::peer::{self, CONTROL_KEY, Event, PEER_PATIENCE};
 use super::raw::RawNccl;
 use crate::args::BenchPeerArgs;
+use crate::edges::blocking;
 use crate::failure::Failure;
 use crate::gpu::Gpu;
 use crate::output::Output;
@@ -45,7 +46,7 @@ pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Fai
     let (Some(bare), Some(control)) = (accepted.pop(), accepted.pop()) else {
         return Err(Failure::new("bug in kvpipe: two connections are one"));
     };
-    let bare = peer::blocking(bare).and_then(BareReceiver::new).map_err(|error| io_failure(&error))?;
+    let bare = blocking(bare).and_then(BareReceiver::new).map_err(|error| io_failure(&error))?;
     let control = Control::new(control, args.patience()).map_err(|error| io_failure(&error))?;
     let raw = match &gpu {
         Some(gpu) => Some(RawNccl::meet(1, &store, gpu, args.buffer_size.0).await?),

@@ -264,7 +264,7 @@ fn memory_cells(measured: &SizeMeasurement) -> Vec<String> {
 }
 
 /// A line of the table, every cell to the right of its column.
-fn row(columns: &[(&str, usize)], cells: Vec<String>) -> String {
+pub(super) fn row(columns: &[(&str, usize)], cells: Vec<String>) -> String {
     columns.iter().zip(cells).map(|((_, width), cell)| format!("{cell:>width$}")).collect()
 }
 
@@ -326,7 +326,7 @@ struct JsonLimit {
 }
 
 /// Four digits: the rest is noise.
-fn significant(value: f64) -> f64 {
+pub(super) fn significant(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 

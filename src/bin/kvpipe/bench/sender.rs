@@ -27,6 +27,7 @@ use super::measurement::{Latency, Limit, LimitWay, Measurement, SizeMeasurement,
 use super::peer::{self, CONTROL_KEY, Event, PEER_PATIENCE};
 use super::raw::{RawNccl, group_sizes};
 use crate::args::BenchPeerArgs;
+use crate::edges::blocking;
 use crate::failure::Failure;
 use crate::gpu::Gpu;
 use crate::output::Output;
@@ -44,7 +45,7 @@ pub(super) async fn run(args: &BenchPeerArgs, output: &Output) -> Result<(), Fai
     let control = control.ok_or_else(|| Failure::new("bug in kvpipe: the receiver has no address"))?;
     // In this order: the receiver tells them apart by it.
     let first = Control::connect(control, args.patience()).await?;
-    let bare = TcpStream::connect(control).await.and_then(peer::blocking).and_then(BareSender::new);
+    let bare = TcpStream::connect(control).await.and_then(blocking).and_then(BareSender::new);
     let bare = bare.map_err(|error| Failure::io("connecting a bare socket", &error))?;
     let raw = match &gpu {
         Some(gpu) => Some(RawNccl::meet(0, &store, gpu, args.buffer_size.0).await?),

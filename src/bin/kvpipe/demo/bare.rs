@@ -5,17 +5,16 @@
 //! once for each read size; the fastest counts for the whole request. They receive into buffers that
 //! are used again, while the pipes' receivers keep a request until it is checked.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use kvpipe::store::Store;
 use kvpipe::transport::Ring;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::exchange::Meeting;
 use super::workload::Request;
 use crate::bench::limit::{BareReceiver, BareSender, READ_CAPS};
+use crate::edges::Edges;
 use crate::failure::Failure;
 
 /// Our ends of the two edges.
@@ -37,24 +36,9 @@ impl BareEdges {
         budget_bytes: usize,
         patience: Duration,
     ) -> Result<Self, Failure> {
-        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await;
-        let listener = listener.map_err(|error| Failure::io("listening for a bare socket", &error))?;
-        let address =
-            listener.local_addr().map_err(|error| Failure::io("reading the address bound", &error))?;
-        store.set(&key(ring.rank()), address.to_string().into(), patience).await?;
-        let next = store.get(&key(ring.next()), patience).await?;
-        let next = std::str::from_utf8(&next).ok().and_then(|text| text.parse::<SocketAddr>().ok());
-        let next = next.ok_or_else(|| Failure::new("bug in kvpipe: a bare socket without an address"))?;
-        let outgoing = TcpStream::connect(next).await;
-        let outgoing = outgoing
-            .map_err(|error| Failure::io(format!("connecting to rank {} at {next}", ring.next()), &error))?;
-        let accepted = timeout(patience, listener.accept()).await.map_err(|_| {
-            let (previous, waited) = (ring.previous(), patience.as_secs_f64());
-            Failure::new(format!("rank {previous} did not connect a bare socket within {waited} s"))
-        })?;
-        let (incoming, _) = accepted.map_err(|error| Failure::io("accepting a bare socket", &error))?;
-        let sender = blocking(outgoing).and_then(BareSender::new).map_err(|error| lost(&error))?;
-        let receiver = blocking(incoming).and_then(BareReceiver::new).map_err(|error| lost(&error))?;
+        let Edges { next, previous } = Edges::connect(store, "demo", ring, patience).await?;
+        let sender = BareSender::new(next).map_err(|error| lost(&error))?;
+        let receiver = BareReceiver::new(previous).map_err(|error| lost(&error))?;
         Ok(Self { sender, receiver, budget_bytes, warm: false })
     }
 
@@ -127,17 +111,6 @@ fn beginning(request: &Request) -> Result<Vec<bytes::Bytes>, Failure> {
     Ok(payloads)
 }
 
-/// A std socket that blocks.
-fn blocking(stream: TcpStream) -> std::io::Result<std::net::TcpStream> {
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    Ok(stream)
-}
-
 fn lost(error: &std::io::Error) -> Failure {
     Failure::io("moving a request over bare sockets", error)
-}
-
-fn key(rank: usize) -> String {
-    format!("demo/{rank}/bare")
 }

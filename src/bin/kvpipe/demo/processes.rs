@@ -5,14 +5,13 @@
 //! JSON line each.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use kvpipe::config::Location;
 use kvpipe::group::StatelessProcessGroup;
 use kvpipe::net::TokioNet;
-use kvpipe::store::Limits;
 use kvpipe::transport::Ring;
 use kvpipe::transport::nccl::{HandOut, NcclTransport};
 use kvpipe::transport::store::StoreTransport;
@@ -28,7 +27,7 @@ use crate::endpoint::{self, DemoPlan, Way};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::rendezvous::{Rendezvous, reachable};
-use crate::serve::{self, StopSignals};
+use crate::serve::StopSignals;
 use crate::vllm::VllmEdges;
 
 /// What a rank tells its parent.
@@ -140,7 +139,7 @@ fn arguments(args: &DemoArgs, plan: &DemoPlan, path: Path, rank: u16, store: Soc
 pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
     let ring = Ring::new(args.rank, args.world_size).map_err(|error| Failure::usage(error.to_string()))?;
     let output = Output::new(true);
-    let rendezvous = meet(&args, ring).await?;
+    let rendezvous = Rendezvous::of_children(args.store, ring, args.timeout.0).await?;
     if let Some(address) = rendezvous.served_at() {
         tell_parent(&output, &Event::Store(reachable(address)))?;
     }
@@ -148,18 +147,6 @@ pub(crate) async fn run_rank(args: DemoRankArgs) -> Result<ExitCode, Failure> {
     tell_parent(&output, &Event::Done(report))?;
     rendezvous.leave(&output).await;
     Ok(ExitCode::SUCCESS)
-}
-
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-async fn meet(args: &DemoRankArgs, ring: Ring) -> Result<Rendezvous, Failure> {
-    let (store, timeout) = (args.store, args.timeout.0);
-    if ring.rank() == 0 {
-        let server = serve::bind(store, Limits::default()).await?;
-        return Rendezvous::with_server(server, ring.world_size(), timeout).await;
-    }
-    let host = store.ip().to_string();
-    Rendezvous::connect(&host, store.port(), ring.rank(), ring.world_size(), timeout).await
 }
 
 async fn exchange_all(
@@ -181,7 +168,7 @@ async fn exchange_all(
         true => None,
         false => Some(BareEdges::connect(&store, ring, limits.budget_bytes, timeout).await?),
     };
-    let address = SocketAddr::new(LOOPBACK, 0);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (pipe, driver) = match way {
         Way::Tcp(config) => {
             let transport = TcpTransport::bind(TokioNet, store.clone(), ring, address, config).await?;
