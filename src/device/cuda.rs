@@ -4,7 +4,9 @@
 //! asked for. cudarc finds it and declares its functions; only these are used, because cudarc's safe
 //! layer gives write-combined pinned memory, which the host reads very slowly, and keeps a failed drop
 //! for an unrelated call to report. cudarc panics where the library or a function of it is missing, so
-//! [`driver`] makes sure of both beforehand.
+//! [`driver`] makes sure of both beforehand. What can't be made sure of is a result: cudarc has it as a
+//! Rust enum, in which a code that is newer than cudarc would be undefined behaviour. Only a declaration
+//! of our own would take it as the integer that it is.
 //!
 //! A device has its primary context, the one that torch and NCCL use, too.
 
