@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply, frame_in};
 use kvpipe::wire::collective::{GroupFrame, GroupReply};
+use kvpipe::wire::frame::{Frame, PREFIX_BYTES, Reply, frame_in};
 use kvpipe::wire::nccl::{NcclFrame, NcclReply};
 use kvpipe_fuzz::{check, within_limit};
 use libfuzzer_sys::fuzz_target;
