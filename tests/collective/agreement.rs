@@ -1,8 +1,9 @@
 //! Ranks that don't call the same: an error at every rank, which names both calls.
 
 use std::pin::Pin;
+use std::time::Duration;
 
-use kvpipe::collective::{ProcessGroup, ReduceOp};
+use kvpipe::collective::{ProcessGroup, ProcessGroupConfig, ReduceOp};
 use kvpipe::{DType, Error, Result, Tensor};
 
 use crate::ranks::{config, each, group};
@@ -67,7 +68,9 @@ const GATHER: Named = (
 
 /// Rank `odd` calls something else than the others, as the third operation.
 async fn disagree(size: usize, odd: usize, most: Named, other: Named) {
-    let ranks = group(size, &config()).await;
+    // Short, because some are only found when a rank is long in coming.
+    let config = ProcessGroupConfig { heartbeat: Duration::from_secs(3), ..config() };
+    let ranks = group(size, &config).await;
     let errors = each(ranks, move |group| async move {
         // Who is behind the others may hear of it while it is still in a barrier.
         let (call, _) = if group.rank() == odd { other } else { most };
@@ -223,10 +226,14 @@ async fn a_mismatch_is_found_whomever_a_rank_waits_for() {
         },
         "scatter of float32 [4] each from rank 0",
     );
+    const LARGE_REDUCE: Named = (
+        |group| Box::pin(async { group.reduce(&zeros(1_000_000), ReduceOp::Sum, 0).await.map(drop) }),
+        "reduce(sum) of float32 [1000000] to rank 0",
+    );
     for size in [2, 4, 5] {
         for most in [LARGE_GATHER, LARGE_SUM, LARGE_BROADCAST] {
             // A million can't be divided by three.
-            for other in [SMALL_REDUCE, SCATTER, GATHER, FROM_0] {
+            for other in [SMALL_REDUCE, LARGE_REDUCE, SCATTER, GATHER, FROM_0] {
                 for odd in [0, size / 2, size - 1] {
                     disagree(size, odd, most, other).await;
                     disagree(size, odd, other, most).await;

@@ -48,7 +48,7 @@ pub(super) struct Peer<S: Stream> {
     /// Whether it has said, along a connection of ours, that it leaves. What it sent before may still be
     /// on its way.
     leaves: bool,
-    /// For how many ticks an operation has waited for it to connect.
+    /// For how many ticks an operation has waited for it.
     absent_ticks: u32,
     /// How many messages of the operations between two ranks went to it, and came from it.
     pub(super) sent: u64,
@@ -238,11 +238,8 @@ impl<N: Net> Mesh<N> {
         }
         let Some(rank) = awaited else { return Ok(()) };
         let peer = &mut self.peers[rank];
-        if peer.incoming.is_some() {
-            return Ok(());
-        }
         peer.absent_ticks += 1;
-        if peer.absent_ticks < ABSENT_TICKS_MAX {
+        if !peer.is_absent() {
             return Ok(());
         }
         // A rank that we know nothing of may be slow, or dead: a connection tells.
@@ -262,7 +259,17 @@ const ABSENT_TICKS_MAX: u32 = 2;
 impl<S: Stream> Peer<S> {
     /// Whether nothing of it can be on its way any more.
     pub(super) fn has_surely_left(&self) -> bool {
-        self.leaves && self.absent_ticks >= ABSENT_TICKS_MAX
+        self.leaves && self.is_absent()
+    }
+
+    /// Whether it has been waited for too long to be merely late.
+    pub(super) fn is_absent(&self) -> bool {
+        self.absent_ticks >= ABSENT_TICKS_MAX
+    }
+
+    /// A message of it has come.
+    pub(super) fn is_here(&mut self) {
+        self.absent_ticks = 0;
     }
 
     fn speak(&mut self, cx: &mut Context<'_>) {

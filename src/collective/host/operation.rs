@@ -57,6 +57,12 @@ impl Place {
     fn is_before_or_at(self, other: Self) -> bool {
         other.pair.is_none() && self.operation <= other.operation
     }
+
+    /// Whether this is an operation of the whole group that was over before another one. A rank may have
+    /// been told of it that had no use for that.
+    fn is_over_at(self, other: Self) -> bool {
+        self.pair.is_none() && self.operation < other.operation
+    }
 }
 
 /// How far the current message is.
@@ -156,18 +162,48 @@ impl<'a> Operation<'a> {
     }
 
     /// Looks after the connections, and at what has come along those whose turn has not.
-    fn attend<N: Net>(&self, cx: &mut Context<'_>, mesh: &mut Mesh<N>) -> Result<(), Error> {
+    fn attend<N: Net>(&mut self, cx: &mut Context<'_>, mesh: &mut Mesh<N>) -> Result<(), Error> {
         mesh.attend(cx, self.awaited_rank())?;
+        self.ask(cx, mesh)?;
         for rank in mesh.members.others().filter(|rank| !self.heard_of.contains(rank)) {
-            let Some(edge) = &mesh.peers[rank].incoming else { continue };
+            let Some(edge) = &mut mesh.peers[rank].incoming else { continue };
             let Some(GroupFrame::Begin { operation, pair, call }) = edge.next() else { continue };
             let place = Place { operation: *operation, pair: *pair };
             let is_same = place == self.place && call == self.call;
+            if place.is_over_at(self.place) {
+                edge.take_next();
+                continue;
+            }
             if place.is_before_or_at(self.place) && !is_same {
                 return Err(self.mismatch(edge.link().clone(), place, call));
             }
         }
         Ok(())
+    }
+
+    /// Tells a rank that is long in coming what we wait for, though there is nothing to send to it: it may
+    /// be in something else, with others who don't hear from us either. Somebody waits for whoever is, or
+    /// is waited for.
+    fn ask<N: Net>(&mut self, cx: &mut Context<'_>, mesh: &mut Mesh<N>) -> Result<(), Error> {
+        let absent = self.awaited_rank().filter(|rank| mesh.peers[*rank].is_absent());
+        let Some(rank) = absent.filter(|rank| !self.announced.contains(rank)) else { return Ok(()) };
+        let Poll::Ready(edge) = mesh.poll_out(cx, rank) else { return Ok(()) };
+        let edge = edge?;
+        if edge.in_message {
+            return Ok(());
+        }
+        self.announced.insert(rank);
+        edge.writer.stage(&self.begin(), &[]);
+        match edge.writer.poll_flush(cx).map_err(|error| edge.broken(&error)) {
+            Poll::Ready(Err(error)) => Err(mesh.explain(cx, rank, error)),
+            // What is left goes with the next sign of life.
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn begin(&self) -> GroupFrame {
+        let Place { operation, pair } = self.place;
+        GroupFrame::Begin { operation, pair, call: self.call.clone() }
     }
 
     /// Changes whenever something has been done.
@@ -197,6 +233,7 @@ impl<'a> Operation<'a> {
                 };
                 if let Poll::Ready(received) = self.poll_receive(cx, edge, *rank, *into) {
                     received.map_err(|error| mesh.explain(cx, *rank, error))?;
+                    mesh.peers[*rank].is_here();
                     self.step += 1;
                 }
             }
@@ -217,10 +254,12 @@ impl<'a> Operation<'a> {
             match ready!(edge.poll_next(cx))? {
                 GroupFrame::Begin { operation, pair, call } if !self.heard_of.contains(&rank) => {
                     let place = Place { operation: *operation, pair: *pair };
-                    if (place, call) != (self.place, self.call) {
-                        return Poll::Ready(Err(self.mismatch(link, place, call)));
+                    if !place.is_over_at(self.place) {
+                        if (place, call) != (self.place, self.call) {
+                            return Poll::Ready(Err(self.mismatch(link, place, call)));
+                        }
+                        self.heard_of.insert(rank);
                     }
-                    self.heard_of.insert(rank);
                 }
                 GroupFrame::Part { bytes }
                     if *bytes == into.bytes as u64 && self.heard_of.contains(&rank) =>
@@ -277,8 +316,7 @@ impl<'a> Operation<'a> {
         let payload = self.memory.read(message.from);
         if self.writing == Writing::NotYet {
             if self.announced.insert(message.rank) {
-                let (Place { operation, pair }, call) = (self.place, self.call.clone());
-                edge.writer.stage(&GroupFrame::Begin { operation, pair, call }, &[]);
+                edge.writer.stage(&self.begin(), &[]);
             }
             let part = GroupFrame::Part { bytes: payload.len() as u64 };
             edge.in_message = edge.writer.stage(&part, payload);
