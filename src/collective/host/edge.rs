@@ -74,7 +74,7 @@ impl<S: Stream> OutEdge<S> {
             writer: FrameWriter::new(agreed.writer, checksum),
             replies: FrameReader::new(agreed.reader, checksum),
             link: link.at(agreed.address),
-            silence: Silence::default(),
+            silence: heard_now(),
             in_message: false,
             left: false,
         }
@@ -128,7 +128,7 @@ impl<S: Stream> InEdge<S> {
             reader: FrameReader::new(agreed.reader, checksum),
             replies: FrameWriter::new(agreed.writer, checksum),
             link: link.at(agreed.address),
-            silence: Silence::default(),
+            silence: heard_now(),
             next: None,
             in_message: false,
             left: false,
@@ -242,6 +242,13 @@ fn speak<W: tokio::io::AsyncWrite + Unpin>(
     if let Poll::Ready(Err(error)) = writer.poll_flush(cx) {
         tracing::debug!(%link, %error, "a rank has closed its end");
     }
+}
+
+/// The handshake was a sign of life.
+fn heard_now() -> Silence {
+    let mut silence = Silence::default();
+    silence.hear();
+    silence
 }
 
 fn heard(read: io::Result<usize>, link: &Link, silence: &mut Silence) -> Result<(), Error> {
