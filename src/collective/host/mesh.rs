@@ -240,7 +240,7 @@ impl<N: Net> Mesh<N> {
         let Some(rank) = awaited else { return Ok(()) };
         let peer = &mut self.peers[rank];
         peer.absent_ticks += 1;
-        if !peer.is_absent() {
+        if !peer.is_absent() || peer.incoming.is_some() {
             return Ok(());
         }
         // A rank that we know nothing of may be slow, or dead: a connection tells.
@@ -266,6 +266,12 @@ impl<S: Stream> Peer<S> {
     /// Whether it has been waited for too long to be merely late.
     pub(super) fn is_absent(&self) -> bool {
         self.absent_ticks >= ABSENT_TICKS_MAX
+    }
+
+    /// Whether it has said that it leaves; then it wants nothing of us any more, but what it sent may still
+    /// be on its way.
+    pub(super) fn leaves(&self) -> bool {
+        self.leaves
     }
 
     /// A message of it has come.

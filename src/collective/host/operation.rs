@@ -185,7 +185,8 @@ impl<'a> Operation<'a> {
     /// be in something else, with others who don't hear from us either. Somebody waits for whoever is, or
     /// is waited for.
     fn ask<N: Net>(&mut self, cx: &mut Context<'_>, mesh: &mut Mesh<N>) -> Result<(), Error> {
-        let absent = self.awaited_rank().filter(|rank| mesh.peers[*rank].is_absent());
+        let is_asked = |rank: &usize| mesh.peers[*rank].is_absent() && !mesh.peers[*rank].leaves();
+        let absent = self.awaited_rank().filter(is_asked);
         let Some(rank) = absent.filter(|rank| !self.announced.contains(rank)) else { return Ok(()) };
         let Poll::Ready(edge) = mesh.poll_out(cx, rank) else { return Ok(()) };
         let edge = edge?;
