@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvpipe::collective::{ProcessGroup, ProcessGroupConfig, ReduceOp};
 use kvpipe::{DType, Error, Result, Tensor};
 
-use crate::ranks::{config, each, group};
+use crate::ranks::{cause, config, each, group};
 
 type Call = fn(&ProcessGroup) -> Pin<Box<dyn Future<Output = Result<()>> + Send + '_>>;
 
@@ -79,9 +79,11 @@ async fn disagree(size: usize, odd: usize, most: Named, other: Named) {
             group.barrier().await?;
             call(&group).await
         };
-        let error = calls.await.unwrap_err();
+        let error = cause(calls.await.unwrap_err());
         let later = group.barrier().await.unwrap_err();
-        assert!(matches!(&later, Error::GroupBroken { cause } if cause.to_string() == error.to_string()));
+        let is_same =
+            matches!(&later, Error::GroupBroken { cause } if cause.to_string() == error.to_string());
+        assert!(is_same, "first {error}, then {later}");
         assert!(matches!(group.failure(), Some(cause) if cause.to_string() == error.to_string()));
         assert!(matches!(group.destroy().await, Err(Error::GroupBroken { .. })));
         error
@@ -230,6 +232,8 @@ async fn a_mismatch_is_found_whomever_a_rank_waits_for() {
         |group| Box::pin(async { group.reduce(&zeros(1_000_000), ReduceOp::Sum, 0).await.map(drop) }),
         "reduce(sum) of float32 [1000000] to rank 0",
     );
+    // Rank 4 sends nothing before rank 5 does, which waits for rank 1, and that for rank 0, and that for 4.
+    disagree(6, 4, SUM_OF_4, LARGE_REDUCE).await;
     for size in [2, 4, 5] {
         for most in [LARGE_GATHER, LARGE_SUM, LARGE_BROADCAST] {
             // A million can't be divided by three.

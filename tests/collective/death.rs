@@ -7,7 +7,7 @@ use kvpipe::store::MemoryStore;
 use kvpipe::{DType, Error, Result, Tensor};
 
 use crate::mortal::Mortal;
-use crate::ranks::{PATIENCE, each};
+use crate::ranks::{PATIENCE, cause, each};
 
 type Group = ProcessGroup<Mortal>;
 
@@ -94,7 +94,7 @@ async fn die(size: usize, mortal: usize, algorithm: &'static str, writes: usize)
                 }
             };
             let ended: Result<()> = calls.await;
-            (group, has_ended, ended.unwrap_err())
+            (group, has_ended, cause(ended.unwrap_err()))
         }
     })
     .await;

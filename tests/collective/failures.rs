@@ -11,30 +11,49 @@ use kvpipe::store::MemoryStore;
 use kvpipe::tensor::TensorMut;
 use kvpipe::{DType, Error, Tensor};
 
-use crate::ranks::{PATIENCE, config, each, group};
+use crate::ranks::{PATIENCE, cause, config, each, group};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_rank_is_found_out_by_its_silence_though_nobody_is_connected_with_it() {
+    freeze(4, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_that_freezes_is_found_out_by_its_silence() {
+    // Of two, each has all edges there are.
+    freeze(2, 3).await;
+    freeze(4, 3).await;
+}
+
+/// The last rank freezes after so many barriers.
+async fn freeze(size: usize, barriers: usize) {
     let store = MemoryStore::new();
     let heartbeat = Duration::from_secs(2);
     let config = ProcessGroupConfig { heartbeat, ..config() };
     let (thaw, frozen) = mpsc::channel::<()>();
     let (its_store, its_config) = (store.clone(), config.clone());
-    let rank_3 = std::thread::Builder::new().spawn(move || {
+    let frozen_rank = std::thread::Builder::new().spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let group = ProcessGroup::from_store(TokioNet, &its_store, 3, 4, its_config).await.unwrap();
+            let group =
+                ProcessGroup::from_store(TokioNet, &its_store, size - 1, size, its_config).await.unwrap();
+            for _ in 0..barriers {
+                group.barrier().await.unwrap();
+            }
             // The runtime stands still, with all its tasks.
             frozen.recv().unwrap();
-            group.barrier().await.unwrap_err()
+            cause(group.barrier().await.unwrap_err())
         })
     });
-    let rank_3 = rank_3.unwrap();
-    let ranks = each(vec![0, 1, 2], |rank| {
+    let frozen_rank = frozen_rank.unwrap();
+    let ranks = each((0..size - 1).collect(), |rank| {
         let (store, config) = (store.clone(), config.clone());
         async move {
-            let group = ProcessGroup::from_store(TokioNet, &store, rank, 4, config).await.unwrap();
-            let error = group.barrier().await.unwrap_err();
+            let group = ProcessGroup::from_store(TokioNet, &store, rank, size, config).await.unwrap();
+            for _ in 0..barriers {
+                group.barrier().await.unwrap();
+            }
+            let error = cause(group.barrier().await.unwrap_err());
             assert!(matches!(group.barrier().await, Err(Error::GroupBroken { .. })));
             error
         }
@@ -42,12 +61,12 @@ async fn a_frozen_rank_is_found_out_by_its_silence_though_nobody_is_connected_wi
     .await;
     for error in ranks {
         let Error::PeerGone { link, reason } = &error else { panic!("{error}") };
-        assert_eq!(link.peer_rank, 3, "{error}");
+        assert_eq!(link.peer_rank, size - 1, "{error}");
         assert!(reason.contains("silent for 2 s"), "{error}");
     }
     thaw.send(()).unwrap();
     // It learns that the others have given it up, or that they are gone.
-    let error = rank_3.join().unwrap();
+    let error = frozen_rank.join().unwrap();
     assert!(matches!(error, Error::PeerGone { .. } | Error::PeerAborted { .. }), "{error}");
 }
 
@@ -70,6 +89,27 @@ async fn a_group_that_does_nothing_for_many_heartbeats_is_alive() {
     for left in each(ranks, |rank| rank.destroy()).await {
         left.unwrap();
     }
+}
+
+/// It is asked by who waits for it, in vain and without harm.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_may_be_late() {
+    let config = ProcessGroupConfig { heartbeat: Duration::from_secs(3), ..config() };
+    let ranks = group(3, &config).await;
+    each(ranks, |group| async move {
+        let own = Tensor::from_vec([100_000], vec![group.rank() as i32; 100_000]).unwrap();
+        for late in 0..3 {
+            if group.rank() == late {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+            }
+            // In a ring, where who waits for a rank sends nothing to it.
+            let all = group.all_gather(&own).await.unwrap();
+            assert_eq!(all.as_slice::<i32>().unwrap()[99_999..][..2], [0, 1]);
+            group.barrier().await.unwrap();
+            group.all_gather(&own).await.unwrap();
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +190,7 @@ async fn a_call_that_is_dropped_in_the_middle_breaks_the_group_for_everybody() {
                 group.all_reduce(&input, ReduceOp::Sum).await?;
                 group.barrier().await
             };
-            calls.await.unwrap_err()
+            cause(calls.await.unwrap_err())
         })
         .await;
         let words = format!("all_reduce(sum) of int32 [{elements}] was dropped before its end");

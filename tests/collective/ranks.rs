@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kvpipe::Error;
 use kvpipe::collective::{ProcessGroup, ProcessGroupConfig};
 use kvpipe::net::TokioNet;
 use kvpipe::store::MemoryStore;
@@ -43,4 +44,13 @@ where
         results.push(task.await.unwrap());
     }
     results
+}
+
+/// Why the group has failed, whether the call has found it out or came after that: a rank that calls
+/// nothing just then may hear of it before its next call.
+pub(crate) fn cause(error: Error) -> Error {
+    match error {
+        Error::GroupBroken { cause } => (*cause).clone(),
+        other => other,
+    }
 }
