@@ -1,6 +1,7 @@
 //! Acceptance on a real GPU: `cargo test --release --test gpu -- --nocapture`. Without one each test says
 //! why it is skipped, and passes.
 
+mod conformance;
 mod device;
 mod nccl;
 

@@ -432,14 +432,21 @@ const WITHIN: &str = "KVPIPE_GPU_ON_FAKES";
 /// The acceptance is not to break while there is no GPU at hand.
 #[test]
 fn all_of_this_runs_on_the_fakes() {
-    if std::env::var_os(WITHIN).is_some() || std::env::var_os(CHILD).is_some() {
+    if std::env::var_os(CHILD).is_none() {
+        run_on_fakes("nccl::", "waits");
+    }
+}
+
+/// Runs the tests of a module once more, with the fakes in the places of CUDA and NCCL.
+pub(crate) fn run_on_fakes(module: &str, cuda_switches: &str) {
+    if on_fakes() {
         return;
     }
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["nccl::", "--nocapture", "--test-threads=2"])
+        .args([module, "--nocapture", "--test-threads=2"])
         .env(WITHIN, "1")
         .env("LD_LIBRARY_PATH", kvpipe_fake_cuda::library_folder().unwrap())
-        .env("KVPIPE_FAKE_CUDA", "waits")
+        .env("KVPIPE_FAKE_CUDA", cuda_switches)
         .env("KVPIPE_NCCL_SO_PATH", kvpipe_fake_nccl::library().unwrap())
         .output()
         .unwrap();
