@@ -453,6 +453,7 @@ pub(crate) fn run_on_fakes(module: &str, cuda_switches: &str) {
     let (said, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}\n{complained}");
-    assert!(!said.contains("skipped"), "{said}");
+    // Not that a scenario of the suite has no meaning for this wire.
+    assert!(!said.contains("is not available"), "{said}");
     said.lines().filter(|line| line.starts_with("gpu: ")).for_each(|line| println!("on the fakes: {line}"));
 }
